@@ -8,7 +8,19 @@ use crate::resource::ResourceKey;
 
 /// Number of a journal record: dense, the first is 1. `Lsn::ZERO` stands for "before the first record".
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize, Deserialize, serde::Serialize,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
     serde::Deserialize,
 )]
 #[serde(transparent)]

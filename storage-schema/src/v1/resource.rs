@@ -12,7 +12,18 @@ use serde::{Deserialize as SerdeDeserialize, Serialize as SerdeSerialize};
 
 /// The kinds of resource. The numbers are stored: they never change.
 #[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize, Deserialize, SerdeSerialize,
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Archive,
+    Serialize,
+    Deserialize,
+    SerdeSerialize,
     SerdeDeserialize,
 )]
 #[rkyv(derive(Debug, Clone, Copy, PartialEq, Eq))]
@@ -69,7 +80,18 @@ pub struct UnknownKind {
 
 /// What a resource is called: its kind and its name.
 #[derive(
-    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize, Deserialize, SerdeSerialize, SerdeDeserialize,
+    Clone,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Archive,
+    Serialize,
+    Deserialize,
+    SerdeSerialize,
+    SerdeDeserialize,
 )]
 #[rkyv(derive(Debug))]
 pub struct ResourceKey {
@@ -170,7 +192,19 @@ pub struct ServicePort {
 
 /// A transport protocol. The numbers are stored: they never change.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize, Deserialize, SerdeSerialize,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Archive,
+    Serialize,
+    Deserialize,
+    SerdeSerialize,
     SerdeDeserialize,
 )]
 #[serde(rename_all = "lowercase")]
@@ -299,7 +333,18 @@ pub struct PortOverride {
 
 /// Whether a workload may get new connections. The numbers are stored: they never change.
 #[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Archive, Serialize, Deserialize, SerdeSerialize,
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Archive,
+    Serialize,
+    Deserialize,
+    SerdeSerialize,
     SerdeDeserialize,
 )]
 #[serde(rename_all = "lowercase")]

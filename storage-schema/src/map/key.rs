@@ -1,0 +1,80 @@
+//! What a connection is looked up by.
+
+use super::fingerprint::abi_struct;
+
+abi_struct! {
+    /// A destination as a client dials it. IPv4 addresses are written as IPv4-mapped IPv6 (RFC 4291, 2.5.5.2), so that
+    /// both families share one index and an IPv6 socket that dials `::ffff:10.96.0.1` finds the IPv4 service.
+    #[derive(Hash, PartialOrd, Ord)]
+    pub struct FrontendKey[20] {
+        /// The address: four words, each with its four bytes in network order, as the kernel hands them over.
+        pub address: [u32; 4],
+        /// The port in network order.
+        pub port_be: u16,
+        /// IANA protocol number.
+        pub protocol: u8,
+        /// Zero.
+        pub reserved: u8,
+    }
+}
+
+/// The third word of an IPv4-mapped address (`::ffff:0:0/96`), as it lies in memory.
+pub const MAPPED_WORD: u32 = 0x0000_ffff_u32.to_be();
+
+/// An IPv4 address, given as the kernel hands it over, as an IPv4-mapped one.
+#[inline(always)]
+#[must_use]
+pub const fn mapped(address_be: u32) -> [u32; 4] {
+    [0, 0, MAPPED_WORD, address_be]
+}
+
+/// Whether an address is an IPv4-mapped one.
+#[inline(always)]
+#[must_use]
+pub const fn is_mapped(address: &[u32; 4]) -> bool {
+    address[0] == 0 && address[1] == 0 && address[2] == MAPPED_WORD
+}
+
+/// The address as it is kept in maps.
+#[must_use]
+pub const fn address_words(address: core::net::IpAddr) -> [u32; 4] {
+    let octets = match address {
+        core::net::IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+        core::net::IpAddr::V6(address) => address.octets(),
+    };
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
+    [
+        u32::from_ne_bytes([a, b, c, d]),
+        u32::from_ne_bytes([e, f, g, h]),
+        u32::from_ne_bytes([i, j, k, l]),
+        u32::from_ne_bytes([m, n, o, p]),
+    ]
+}
+
+/// The address that maps keep as these words; IPv4-mapped ones come back as IPv4.
+#[must_use]
+pub const fn address_from_words(words: [u32; 4]) -> core::net::IpAddr {
+    let [a, b, c, d] = [words[0].to_ne_bytes(), words[1].to_ne_bytes(), words[2].to_ne_bytes(), words[3].to_ne_bytes()];
+    let octets = [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]];
+    core::net::IpAddr::V6(core::net::Ipv6Addr::from_octets(octets)).to_canonical()
+}
+
+impl FrontendKey {
+    /// The key of a destination.
+    #[must_use]
+    pub const fn new(address: core::net::IpAddr, port: u16, protocol: u8) -> Self {
+        Self { address: address_words(address), port_be: port.to_be(), protocol, reserved: 0 }
+    }
+
+    /// The destination's address.
+    #[must_use]
+    pub const fn ip(&self) -> core::net::IpAddr {
+        address_from_words(self.address)
+    }
+
+    /// The destination's port.
+    #[must_use]
+    pub const fn port(&self) -> u16 {
+        u16::from_be(self.port_be)
+    }
+}

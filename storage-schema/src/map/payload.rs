@@ -1,0 +1,118 @@
+//! What the cells of each table hold.
+//!
+//! Each payload names what it belongs to, so that the applier finds its own entries again by scanning a table, and so
+//! that a reader can tell a recycled cell from the one it looked for.
+
+use super::cell::Payload;
+use super::fingerprint::abi_struct;
+use super::key::FrontendKey;
+
+/// IPv4, as [`Service::family`] and [`Backend::family`] say it.
+pub const FAMILY_V4: u8 = 4;
+/// IPv6, likewise.
+pub const FAMILY_V6: u8 = 6;
+
+abi_struct! {
+    /// A virtual address, port and protocol, and the service port it leads to.
+    pub struct Frontend[32] {
+        /// The destination; a reader compares it with its own.
+        pub key: FrontendKey,
+        /// [`Frontend::ABSENT`] or [`Frontend::SERVICE`].
+        pub kind: u32,
+        /// With [`Frontend::SERVICE`]: a cell of `services`.
+        pub index: u32,
+        /// Zero.
+        pub reserved: u32,
+    }
+}
+
+impl Frontend {
+    /// Nothing is there.
+    pub const ABSENT: u32 = 0;
+    /// It leads to a service port.
+    pub const SERVICE: u32 = 1;
+}
+
+impl Payload for Frontend {
+    fn is_present(&self) -> bool {
+        self.kind != Self::ABSENT
+    }
+}
+
+abi_struct! {
+    /// One port of a service, for one address family.
+    pub struct Service[24] {
+        /// The service's [`ResourceId`](crate::id::ResourceId).
+        pub id: u64,
+        /// First slot of its run in `endpoints`.
+        pub run_offset: u32,
+        /// Slots of its run; 0: no usable backend.
+        pub run_length: u32,
+        /// The port that clients dial.
+        pub port: u16,
+        /// [`FAMILY_V4`] or [`FAMILY_V6`].
+        pub family: u8,
+        /// IANA protocol number.
+        pub protocol: u8,
+        /// [`Service::ABSENT`] or how a backend is chosen.
+        pub policy: u8,
+        /// Zeros.
+        pub reserved: [u8; 3],
+    }
+}
+
+impl Service {
+    /// Nothing is there.
+    pub const ABSENT: u8 = 0;
+    /// A backend drawn at random, all alike.
+    pub const RANDOM: u8 = 1;
+}
+
+impl Payload for Service {
+    fn is_present(&self) -> bool {
+        self.policy != Self::ABSENT
+    }
+}
+
+abi_struct! {
+    /// One socket address of a workload.
+    pub struct Backend[32] {
+        /// The workload's [`ResourceId`](crate::id::ResourceId).
+        pub id: u64,
+        /// The address, as in [`FrontendKey::address`].
+        pub address: [u32; 4],
+        /// The port in network order.
+        pub port_be: u16,
+        /// [`FAMILY_V4`] or [`FAMILY_V6`]; 0: nothing is there.
+        pub family: u8,
+        /// Zeros.
+        pub reserved: [u8; 5],
+    }
+}
+
+impl Payload for Backend {
+    fn is_present(&self) -> bool {
+        self.family != 0
+    }
+}
+
+abi_struct! {
+    /// The node's configuration, as far as the programs need it. Absent means all defaults.
+    pub struct Node[8] {
+        /// A set of `Node::…` flags.
+        pub flags: u64,
+    }
+}
+
+impl Node {
+    /// The node is configured.
+    pub const PRESENT: u64 = 1;
+    /// Connections to a service without a usable backend pass unchanged instead of being refused.
+    pub const NO_ENDPOINTS_PASS: u64 = 1 << 1;
+}
+
+impl Payload for Node {
+    fn is_present(&self) -> bool {
+        self.flags & Self::PRESENT != 0
+    }
+}
