@@ -1,0 +1,58 @@
+# Holdfast from a clean clone: each target is one command, on a machine that has nothing but make.
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Written by set-up: where cargo and the project's own tools are.
+ENV := target/tools/env
+CARGO := . $(ENV) && cargo
+# Crash tests stop the agent at its failpoints; a release build has none.
+TEST_FEATURES := --features agent/failpoints
+TEST_BUILD := --locked --workspace $(TEST_FEATURES)
+
+.DEFAULT_GOAL := all
+.PHONY: all setup test demo lint bench nightly clean distclean help
+
+all: $(ENV) ## Build target/release/holdfast (the BPF programs are inside).
+	$(CARGO) build --locked --release --package agent --bin holdfast
+
+setup: ## Install what is missing to build and test, after saying what and why.
+	@xtask/setup.sh
+
+$(ENV): xtask/setup.sh
+	@xtask/setup.sh
+
+# The test runner's summary comes last: it is what people and CI look for.
+test: $(ENV) ## Run all tests; those that need the kernel need root, and fail without it if CI=true.
+	$(CARGO) run --locked --quiet --package xtask -- edges
+	$(CARGO) build $(TEST_BUILD) --bins
+	$(CARGO) test $(TEST_BUILD) --doc --quiet
+	HOLDFAST_BIN=$(abspath $(TARGET))/debug/holdfast; export HOLDFAST_BIN; $(CARGO) nextest run $(TEST_BUILD)
+
+demo: $(ENV) ## Show a real mesh on this machine's kernel: balance, kill the agent, restart it.
+	$(CARGO) build --locked --release --package agent --package recovery-tests --bin holdfast --bin demo
+	HOLDFAST_BIN=$(abspath $(TARGET))/release/holdfast $(TARGET)/release/demo
+
+lint: $(ENV) ## Formatting, clippy, documentation, dependency edges; cargo-deny if it is installed.
+	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path bpf/programs/Cargo.toml --check
+	$(CARGO) run --locked --quiet --package xtask -- edges
+	$(CARGO) clippy $(TEST_BUILD) --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings"; export RUSTDOCFLAGS; $(CARGO) doc $(TEST_BUILD) --no-deps
+	@. $(ENV) && if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check; \
+	else echo "lint: cargo-deny is not installed (cargo install cargo-deny --locked): deny.toml was not checked"; fi
+
+bench: $(ENV) ## Run the benchmarks.
+	$(CARGO) bench --locked --workspace
+
+nightly: $(ENV) ## Long simulations and crash runs: HOLDFAST_SEEDS=<n> seeds each (default 2000), no time limit but the job's.
+	$(CARGO) build $(TEST_BUILD) --bins
+	HOLDFAST_BIN=$(abspath $(TARGET))/debug/holdfast HOLDFAST_SEEDS=$(or $(HOLDFAST_SEEDS),2000); \
+	export HOLDFAST_BIN HOLDFAST_SEEDS; $(CARGO) nextest run $(TEST_BUILD) --profile nightly
+
+clean: ## Remove what was built, keep the installed tools.
+	@[ ! -d target ] || find target -mindepth 1 -maxdepth 1 ! -name tools -exec rm -rf {} +
+
+distclean: ## Remove the tools in target/tools as well.
+	rm -rf target bpf/programs/target
+
+help: ## List the targets.
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 12
