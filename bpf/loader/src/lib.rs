@@ -1,1 +1,57 @@
-//! Being written.
+//! Loads the BPF programs, pins what they consist of, attaches them and replaces them: the only crate that knows aya's
+//! program types.
+//!
+//! ```text
+//! <pin root>/
+//!   gen-<n>/maps/…        one complete set of maps ...
+//!   gen-<n>/programs/…    ... and the programs that read them: a generation
+//!   flow/stamps-<abi>     socket storage: outlives generations while its ABI is unchanged
+//!   links/<hook>          one pinned cgroup link for each hook
+//! ```
+//!
+//! Pins and links are the whole of Holdfast in the kernel. They stay when the agent stops, however it stops: the
+//! programs go on with the maps as they are.
+//!
+//! A generation is *complete* once its `control` entry carries the magic number, which the applier writes after it has
+//! filled the maps. An incomplete one was never attached and is removed at the next start. To replace a generation, the
+//! new one is built beside it and each link's program is exchanged in one step (`BPF_LINK_UPDATE`): every `connect()`
+//! runs either the old program or the new one, on maps that show the same epoch.
+//!
+//! Architecture invariants: nothing here writes a table's contents; a link that is in place is never detached in order
+//! to be attached again.
+
+// Talks to bpf(2) directly for what aya does not offer: see `sys`.
+#![allow(unsafe_code)]
+
+mod cgroup;
+mod datapath;
+mod error;
+mod generation;
+mod grace;
+mod hook;
+mod sys;
+
+pub use datapath::{Datapath, Options, uninstall};
+pub use error::LoadError;
+pub use generation::Generation;
+pub use grace::Grace;
+pub use hook::{HOOKS, Hook};
+
+/// The BPF programs, built from `bpf/programs` by this crate's build script.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("HOLDFAST_BPF_OBJECT"));
+
+/// Hash of the BPF object: a generation made from another one is replaced at start.
+pub fn programs_hash() -> [u8; 32] {
+    *blake3::hash(OBJECT).as_bytes()
+}
+
+/// Places where a test can end the process.
+pub const FAILPOINTS: &[&str] = &[
+    "loader.before_create",
+    "loader.before_pin_programs",
+    "loader.after_create",
+    "loader.before_link",
+    "loader.after_link",
+    "loader.before_discard",
+    "loader.after_discard",
+];

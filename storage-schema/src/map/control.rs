@@ -14,7 +14,7 @@ abi_struct! {
 
 abi_struct! {
     /// The one entry of `control`.
-    pub struct Control[128] {
+    pub struct Control[160] {
         /// **The commit point**: what readers load once, and the applier stores once for each flip.
         pub active_epoch: u64,
         /// [`Control::MAGIC`], written last when a generation is created: without it, the generation is not complete.
@@ -23,6 +23,8 @@ abi_struct! {
         pub fingerprint: u64,
         /// The journal that the state comes from.
         pub store_id: [u8; 16],
+        /// Hash of the BPF object whose programs read the maps.
+        pub programs_hash: [u8; 32],
         /// Which records the active epoch and the one before (or after, during a flip) stand for.
         pub heads: [Head; 2],
         /// Zero.

@@ -45,7 +45,7 @@ pub mod name {
     pub const FRONTENDS: &str = "frontends";
     /// Array of [`super::Cell`]s of [`super::Service`].
     pub const SERVICES: &str = "services";
-    /// Array of `u32`: runs of cell numbers in [`BACKENDS`].
+    /// Array of [`super::EndpointPair`]: runs of cell numbers in [`BACKENDS`].
     pub const ENDPOINTS: &str = "endpoints";
     /// Array of [`super::Cell`]s of [`super::Backend`].
     pub const BACKENDS: &str = "backends";
@@ -70,6 +70,10 @@ pub const FINGERPRINT: u64 = Fingerprint::seeded(1)
 
 /// Identifies the layout of flow state, which carries over from one generation to the next while it is unchanged.
 pub const FLOW_FINGERPRINT: u64 = Fingerprint::seeded(1).abi::<Stamp>().finish();
+
+/// Two slots of `endpoints`. The kernel pads array entries to eight bytes, so slots come in pairs: slot `s` is word
+/// `s % 2` of entry `s / 2`, and the slots lie one after the other in memory.
+pub type EndpointPair = [u32; 2];
 
 /// How many entries each table of a generation has room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

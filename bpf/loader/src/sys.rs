@@ -1,0 +1,105 @@
+//! bpf(2), for the few commands that aya 0.14 does not offer. The only file of this crate that is unsafe.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_map_type};
+
+/// Opens what is pinned at `path`.
+pub(crate) fn obj_get(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = empty();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    descriptor(bpf_cmd::BPF_OBJ_GET, &mut attr)
+}
+
+/// Exchanges the program of a link: every run of the hook sees the old one or the new one.
+pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = empty();
+    attr.link_update.link_fd = fd_number(link.as_raw_fd());
+    attr.link_update.__bindgen_anon_1.new_prog_fd = fd_number(program.as_raw_fd());
+    call(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
+}
+
+/// What a cgroup link connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CgroupLink {
+    pub(crate) program_id: u32,
+    /// 0: the cgroup is gone and the link is detached.
+    pub(crate) cgroup_id: u64,
+}
+
+/// What a pinned cgroup link connects.
+pub(crate) fn cgroup_link(link: BorrowedFd<'_>) -> io::Result<CgroupLink> {
+    // SAFETY: the structure is plain data, for which zeros are valid.
+    let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
+    let mut attr = empty();
+    attr.info.bpf_fd = fd_number(link.as_raw_fd());
+    attr.info.info = (&raw mut info) as u64;
+    attr.info.info_len = u32::try_from(size_of::<bpf_link_info>()).expect("the structure is small");
+    call(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr)?;
+    // SAFETY: the kernel has filled the union member of cgroup links, or left zeros.
+    let cgroup_id = unsafe { info.__bindgen_anon_1.cgroup.cgroup_id };
+    Ok(CgroupLink { program_id: info.prog_id, cgroup_id })
+}
+
+/// Creates an array of one map, of maps like `inner`.
+pub(crate) fn create_array_of_maps(inner: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attr = empty();
+    // SAFETY: the fields belong to the union member that BPF_MAP_CREATE reads.
+    let create = unsafe { &mut attr.__bindgen_anon_1 };
+    create.map_type = bpf_map_type::BPF_MAP_TYPE_ARRAY_OF_MAPS as u32;
+    create.key_size = 4;
+    create.value_size = 4;
+    create.max_entries = 1;
+    create.inner_map_fd = fd_number(inner.as_raw_fd());
+    descriptor(bpf_cmd::BPF_MAP_CREATE, &mut attr)
+}
+
+/// Creates an array of one word.
+pub(crate) fn create_small_array() -> io::Result<OwnedFd> {
+    let mut attr = empty();
+    // SAFETY: as above.
+    let create = unsafe { &mut attr.__bindgen_anon_1 };
+    create.map_type = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
+    create.key_size = 4;
+    create.value_size = 4;
+    create.max_entries = 1;
+    descriptor(bpf_cmd::BPF_MAP_CREATE, &mut attr)
+}
+
+/// Stores `inner` in the one entry of an array of maps.
+pub(crate) fn update_array_of_maps(outer: BorrowedFd<'_>, inner: BorrowedFd<'_>) -> io::Result<()> {
+    let key = 0_u32;
+    let value = fd_number(inner.as_raw_fd());
+    let mut attr = empty();
+    attr.__bindgen_anon_2.map_fd = fd_number(outer.as_raw_fd());
+    attr.__bindgen_anon_2.key = (&raw const key) as u64;
+    attr.__bindgen_anon_2.__bindgen_anon_1.value = (&raw const value) as u64;
+    call(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+fn empty() -> bpf_attr {
+    // SAFETY: the union is plain data, for which zeros are valid and mean "not given".
+    unsafe { std::mem::zeroed() }
+}
+
+fn fd_number(fd: RawFd) -> u32 {
+    u32::try_from(fd).expect("an open descriptor is not negative")
+}
+
+fn descriptor(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
+    let fd = RawFd::try_from(call(command, attr)?).expect("the kernel returns descriptors as int");
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn call(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
+    // SAFETY: `attr` is a bpf_attr of the size that is given, and what it points at outlives the call.
+    let result =
+        unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_int, std::ptr::from_mut(attr), size_of::<bpf_attr>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
