@@ -1,0 +1,64 @@
+//! Transactions.
+
+use storage_schema::record::{Delta, Origin, Transaction};
+
+use super::{Path, decode_key, decode_resource, encode_key, encode_resource};
+use crate::rejection::{Rejection, Violations};
+use crate::{DELTAS_MAX, proto};
+
+/// A transaction as a message.
+pub fn encode_transaction(transaction: &Transaction) -> proto::Transaction {
+    let Origin { source, incarnation, version } = transaction.origin.clone();
+    proto::Transaction {
+        origin: Some(proto::Origin { source, incarnation, version }),
+        deltas: transaction.deltas.iter().map(encode_delta).collect(),
+    }
+}
+
+/// A message's transaction, or every field of it that is wrong.
+pub fn decode_transaction(message: Option<proto::Transaction>) -> Result<Transaction, Rejection> {
+    let path = Path::root("transaction");
+    let mut found = Violations::default();
+    match decode(&path, message, &mut found) {
+        Some(transaction) => Ok(transaction),
+        None => Err(Rejection::invalid(found)),
+    }
+}
+
+fn decode(path: &Path<'_>, message: Option<proto::Transaction>, found: &mut Violations) -> Option<Transaction> {
+    let Some(proto::Transaction { origin, deltas }) = message else {
+        return found.note(path, "is required");
+    };
+    let origin = match origin {
+        None => found.note(&path.field("origin"), "is required"),
+        Some(proto::Origin { source, incarnation, version }) => found
+            .required_text(&path.field("origin").field("source"), source)
+            .map(|source| Origin { source, incarnation, version }),
+    };
+    let path = path.field("deltas");
+    let deltas = match deltas.len() {
+        0 => found.note(&path, "must hold at least one delta"),
+        len if len > DELTAS_MAX => found.note(&path, format!("{len} deltas are too many: at most {DELTAS_MAX}")),
+        _ => found.list(&path, deltas, decode_delta),
+    };
+    Some(Transaction { origin: origin?, deltas: deltas? })
+}
+
+fn encode_delta(delta: &Delta) -> proto::Delta {
+    use proto::delta::Change;
+    proto::Delta {
+        change: Some(match delta {
+            Delta::Upsert(resource) => Change::Upsert(encode_resource(resource)),
+            Delta::Remove(key) => Change::Remove(encode_key(key)),
+        }),
+    }
+}
+
+fn decode_delta(path: &Path<'_>, delta: proto::Delta, found: &mut Violations) -> Option<Delta> {
+    use proto::delta::Change;
+    match delta.change {
+        Some(Change::Upsert(resource)) => decode_resource(&path.field("upsert"), resource, found).map(Delta::Upsert),
+        Some(Change::Remove(key)) => decode_key(&path.field("remove"), key, found).map(Delta::Remove),
+        None => found.note(path, "must hold an upsert or a removal"),
+    }
+}

@@ -1,0 +1,283 @@
+//! The server: turns messages into calls of a [`Backend`] and bounds what a client can cost.
+//!
+//! Bounds, from the outside in: requests in flight over all connections and on each one, bytes of a message, time of a
+//! request, deltas of a transaction, bytes of a page. A push that was accepted is answered with a receipt whatever
+//! happens to the wait for it.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use storage_schema::id::Lsn;
+use storage_schema::record::Transaction;
+use storage_schema::resource::{Kind, Resource, ResourceKey};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{Request, Response, Status as RpcStatus};
+use tonic_types::{ErrorDetails, StatusExt as _};
+use tower::limit::GlobalConcurrencyLimitLayer;
+
+use crate::convert::{Path, decode_key, decode_kind, decode_transaction, encode_resource};
+use crate::proto::push_service_server::{PushService, PushServiceServer};
+use crate::proto::resource_service_server::{ResourceService, ResourceServiceServer};
+use crate::proto::status_service_server::{StatusService, StatusServiceServer};
+use crate::rejection::{Rejection, Violation, Violations};
+use crate::socket::Socket;
+use crate::status::{Status, encode_status};
+use crate::{Level, MESSAGE_BYTES_MAX, Receipt, WAIT_TIMEOUT_DEFAULT, WAIT_TIMEOUT_MAX, proto};
+
+/// What stands behind the API: journal and applier in the agent, a fake in tests.
+///
+/// The futures are dropped when a client goes away. A push must therefore be all done or not begun at any await point.
+pub trait Backend: Send + Sync + 'static {
+    /// Takes a transaction; returns once it is durable.
+    fn push(&self, transaction: Transaction) -> impl Future<Output = Result<Receipt, Rejection>> + Send;
+
+    /// Returns once connections see the record with this number.
+    fn applied(&self, lsn: Lsn) -> impl Future<Output = ()> + Send;
+
+    /// One resource.
+    fn resource(&self, key: ResourceKey) -> impl Future<Output = Result<Read<Option<Resource>>, Unreadable>> + Send;
+
+    /// Up to `limit` resources of a kind in the order of their names, beginning after the name `after`.
+    fn resources(
+        &self,
+        kind: Kind,
+        after: Option<String>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Read<Vec<Resource>>, Unreadable>> + Send;
+
+    /// The agent's condition.
+    fn status(&self) -> impl Future<Output = Status> + Send;
+}
+
+/// Something read, and the LSN whose state it was read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Read<T> {
+    /// What was read.
+    pub value: T,
+    /// The state's LSN.
+    pub state_lsn: Lsn,
+}
+
+/// The store cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the store cannot be read: {cause}")]
+pub struct Unreadable {
+    /// Why not.
+    pub cause: String,
+}
+
+/// What a client can cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Requests in flight over all connections; more wait.
+    pub requests_max: usize,
+    /// Requests in flight on one connection; more wait.
+    pub requests_per_connection_max: usize,
+    /// How long a request may take altogether. Longer than [`WAIT_TIMEOUT_MAX`], so that receipts are not lost.
+    pub request_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            requests_max: 1024,
+            requests_per_connection_max: 128,
+            request_timeout: WAIT_TIMEOUT_MAX + Duration::from_secs(10),
+        }
+    }
+}
+
+/// Resources on a page when the client does not say, and at most.
+const PAGE_RESOURCES_MAX: usize = 1000;
+/// A page ends after the resource that makes it this large, far below what a client accepts.
+const PAGE_BYTES: usize = 1 << 20;
+
+/// Serves until `stop` completes; then takes no more requests, finishes those in flight and removes the socket.
+pub async fn serve<B: Backend>(
+    backend: Arc<B>,
+    socket: Socket,
+    limits: Limits,
+    stop: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let (listener, _file) = socket.into_parts();
+    let listener = tokio::net::UnixListener::from_std(listener).map_err(ServeError::Listen)?;
+    let handler = Handler { backend };
+    let push = PushServiceServer::new(handler.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let resource = ResourceServiceServer::new(handler.clone()).max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let status = StatusServiceServer::new(handler);
+    tonic::transport::Server::builder()
+        .timeout(limits.request_timeout)
+        .concurrency_limit_per_connection(limits.requests_per_connection_max)
+        .max_concurrent_streams(u32::try_from(limits.requests_per_connection_max).unwrap_or(u32::MAX))
+        .trace_fn(|request| tracing::debug_span!("request", method = request.uri().path()))
+        .layer(GlobalConcurrencyLimitLayer::new(limits.requests_max))
+        .add_service(push)
+        .add_service(resource)
+        .add_service(status)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
+        .await
+        .map_err(ServeError::Serve)
+}
+
+/// Why the server ended otherwise than by being asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The socket cannot be used.
+    #[error("cannot listen: {0}")]
+    Listen(#[source] io::Error),
+    /// The transport failed.
+    #[error("cannot serve: {0}")]
+    Serve(#[source] tonic::transport::Error),
+}
+
+struct Handler<B> {
+    backend: Arc<B>,
+}
+
+impl<B> Clone for Handler<B> {
+    fn clone(&self) -> Self {
+        Self { backend: Arc::clone(&self.backend) }
+    }
+}
+
+#[tonic::async_trait]
+impl<B: Backend> PushService for Handler<B> {
+    async fn apply(&self, request: Request<proto::ApplyRequest>) -> Result<Response<proto::ApplyResponse>, RpcStatus> {
+        let proto::ApplyRequest { transaction, wait, wait_timeout } = request.into_inner();
+        let (wait, timeout) = decode_wait(wait, wait_timeout).map_err(|rejection| rejection.to_status())?;
+        let transaction = decode_transaction(transaction).map_err(|rejection| rejection.to_status())?;
+        let mut receipt = self.backend.push(transaction).await.map_err(|rejection| {
+            tracing::info!(%rejection, "transaction refused");
+            rejection.to_status()
+        })?;
+        if wait > receipt.level {
+            match tokio::time::timeout(timeout, self.backend.applied(receipt.lsn)).await {
+                Ok(()) => receipt.level = Level::Applied,
+                Err(_) => receipt.blocked_reason = self.backend.status().await.blocked_reason.unwrap_or_default(),
+            }
+        }
+        Ok(Response::new(proto::ApplyResponse {
+            lsn: receipt.lsn.0,
+            level: encode_level(receipt.level).into(),
+            duplicate: receipt.duplicate,
+            record_hash: receipt.record_hash.0.to_vec(),
+            blocked_reason: receipt.blocked_reason,
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl<B: Backend> ResourceService for Handler<B> {
+    async fn get_resource(
+        &self,
+        request: Request<proto::GetResourceRequest>,
+    ) -> Result<Response<proto::GetResourceResponse>, RpcStatus> {
+        let mut found = Violations::default();
+        let key = match request.into_inner().key {
+            Some(key) => decode_key(&Path::root("key"), key, &mut found),
+            None => required("key", &mut found),
+        };
+        let key = key.ok_or_else(|| Rejection::invalid(found).to_status())?;
+        let Read { value, state_lsn } = self.backend.resource(key.clone()).await.map_err(unreadable)?;
+        let resource = value.ok_or_else(|| not_found(&key))?;
+        Ok(Response::new(proto::GetResourceResponse {
+            resource: Some(encode_resource(&resource)),
+            state_lsn: state_lsn.0,
+        }))
+    }
+
+    async fn list_resources(
+        &self,
+        request: Request<proto::ListResourcesRequest>,
+    ) -> Result<Response<proto::ListResourcesResponse>, RpcStatus> {
+        let proto::ListResourcesRequest { kind, page_size, page_token } = request.into_inner();
+        let mut found = Violations::default();
+        let kind =
+            decode_kind(&Path::root("kind"), kind, &mut found).ok_or_else(|| Rejection::invalid(found).to_status())?;
+        let limit = match usize::try_from(page_size) {
+            Ok(size @ 1..=PAGE_RESOURCES_MAX) => size,
+            _ => PAGE_RESOURCES_MAX,
+        };
+        let after = (!page_token.is_empty()).then_some(page_token);
+        let Read { value, state_lsn } = self.backend.resources(kind, after, limit).await.map_err(unreadable)?;
+        let (resources, next_page_token) = page(&value, limit);
+        Ok(Response::new(proto::ListResourcesResponse { resources, next_page_token, state_lsn: state_lsn.0 }))
+    }
+}
+
+#[tonic::async_trait]
+impl<B: Backend> StatusService for Handler<B> {
+    async fn get_status(
+        &self,
+        _request: Request<proto::GetStatusRequest>,
+    ) -> Result<Response<proto::GetStatusResponse>, RpcStatus> {
+        Ok(Response::new(encode_status(self.backend.status().await)))
+    }
+}
+
+fn encode_level(level: Level) -> proto::Level {
+    match level {
+        Level::Durable => proto::Level::Durable,
+        Level::Applied => proto::Level::Applied,
+    }
+}
+
+fn decode_wait(level: i32, timeout: Option<prost_types::Duration>) -> Result<(Level, Duration), Rejection> {
+    let mut found = Violations::default();
+    let level = match proto::Level::try_from(level) {
+        Ok(proto::Level::Unspecified | proto::Level::Durable) => Level::Durable,
+        Ok(proto::Level::Applied) => Level::Applied,
+        Err(_) => {
+            found.push(violation("wait", format!("{level} is not a level that this agent knows")));
+            Level::Durable
+        }
+    };
+    let timeout = match timeout.map(Duration::try_from) {
+        None => WAIT_TIMEOUT_DEFAULT,
+        Some(Ok(timeout)) if timeout <= WAIT_TIMEOUT_MAX => timeout,
+        Some(_) => {
+            found.push(violation("wait_timeout", format!("must be 0 to {} seconds", WAIT_TIMEOUT_MAX.as_secs())));
+            WAIT_TIMEOUT_DEFAULT
+        }
+    };
+    if found.iter().next().is_some() { Err(Rejection::invalid(found)) } else { Ok((level, timeout)) }
+}
+
+fn page(resources: &[Resource], limit: usize) -> (Vec<proto::Resource>, String) {
+    let mut bytes = 0;
+    let mut messages = Vec::with_capacity(resources.len());
+    for resource in resources {
+        let message = encode_resource(resource);
+        bytes += prost::Message::encoded_len(&message);
+        messages.push(message);
+        if bytes >= PAGE_BYTES {
+            break;
+        }
+    }
+    // A full page may be the last one; the client then gets an empty one after it.
+    let more = messages.len() < resources.len() || resources.len() == limit;
+    let token = resources.get(messages.len().wrapping_sub(1)).filter(|_| more).map(|last| last.name().to_owned());
+    (messages, token.unwrap_or_default())
+}
+
+fn required<T>(path: &str, found: &mut Violations) -> Option<T> {
+    found.push(violation(path, "is required"));
+    None
+}
+
+fn violation(path: &str, description: impl Into<String>) -> Violation {
+    Violation { path: path.to_owned(), resource: None, description: description.into() }
+}
+
+fn not_found(key: &ResourceKey) -> RpcStatus {
+    let details = ErrorDetails::with_resource_info(key.kind.as_str(), &key.name, "", "it does not exist");
+    RpcStatus::with_error_details(tonic::Code::NotFound, format!("{key} does not exist"), details)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is passed to map_err")]
+fn unreadable(error: Unreadable) -> RpcStatus {
+    tracing::error!(%error, "a read failed");
+    RpcStatus::internal(error.to_string())
+}

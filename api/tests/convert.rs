@@ -1,0 +1,180 @@
+//! Messages and the model: what goes there comes back, and what has no meaning is refused field by field.
+
+use api::convert::{decode_transaction, encode_transaction};
+use api::proto;
+use api::rejection::Rejection;
+use expect_test::{Expect, expect};
+use storage_schema::record::{Delta, Origin, Transaction};
+use storage_schema::resource::{
+    Backing, Kind, Locality, NoEndpoints, Node, PortOverride, Protocol, Resource, ResourceKey, Service, ServicePort,
+    Waypoint, Workload, WorkloadStatus,
+};
+
+/// A transaction in which every field of the model has a value that is not its default.
+fn everything() -> Transaction {
+    let waypoint = Some(Waypoint { address: "fd00::7".parse().unwrap(), port: 15008 });
+    let locality = Locality { region: "eu".to_owned(), zone: "eu-1".to_owned(), subzone: "rack7".to_owned() };
+    let service = Service {
+        name: "bookinfo/reviews".to_owned(),
+        hostname: "reviews.bookinfo.svc.cluster.local".to_owned(),
+        vips: vec!["10.96.0.20".parse().unwrap(), "fd00:96::20".parse().unwrap()],
+        ports: vec![ServicePort { name: "http".to_owned(), port: 9080, target_port: 9081, protocol: Protocol::Tcp }],
+        waypoint: waypoint.clone(),
+        ..Service::default()
+    };
+    let workload = Workload {
+        uid: "cluster1//Pod/bookinfo/reviews-v1".to_owned(),
+        name: "reviews-v1".to_owned(),
+        namespace: "bookinfo".to_owned(),
+        addresses: vec!["127.1.2.1".parse().unwrap()],
+        locality: locality.clone(),
+        node: "node1".to_owned(),
+        network: "net1".to_owned(),
+        cluster: "cluster1".to_owned(),
+        service_account: "reviews".to_owned(),
+        status: WorkloadStatus::Terminating,
+        weight: 0,
+        waypoint,
+        services: vec![Backing {
+            service: "bookinfo/reviews".to_owned(),
+            ports: vec![PortOverride { service_port: 9080, target_port: 9999 }],
+        }],
+    };
+    let node = Node {
+        name: "node1".to_owned(),
+        network: "net1".to_owned(),
+        cluster: "cluster1".to_owned(),
+        locality,
+        no_endpoints: NoEndpoints::Pass,
+    };
+    Transaction {
+        origin: Origin { source: "istiod".to_owned(), incarnation: 3, version: Some(0) },
+        deltas: vec![
+            Delta::Upsert(Resource::Service(service)),
+            Delta::Upsert(Resource::Workload(workload)),
+            Delta::Upsert(Resource::Node(node)),
+            Delta::Remove(ResourceKey::new(Kind::Workload, "gone")),
+        ],
+    }
+}
+
+#[test]
+fn every_field_survives_the_round_trip() {
+    let transaction = everything();
+    assert_eq!(decode_transaction(Some(encode_transaction(&transaction))), Ok(transaction));
+}
+
+fn refused(message: Option<proto::Transaction>, expected: &Expect) {
+    let Err(Rejection::Refused { reason, violations }) = decode_transaction(message) else { panic!("accepted") };
+    let lines: String = violations.iter().map(|violation| format!("{violation}\n")).collect();
+    let more = if violations.more() > 0 { format!("and {} more\n", violations.more()) } else { String::new() };
+    expected.assert_eq(&format!("{reason:?}\n{lines}{more}"));
+}
+
+/// Decodes a good transaction in which something was spoilt.
+fn spoilt(spoil: impl FnOnce(&mut proto::Transaction), expected: &Expect) {
+    let mut message = encode_transaction(&everything());
+    spoil(&mut message);
+    refused(Some(message), expected);
+}
+
+fn service(message: &mut proto::Transaction) -> &mut proto::Service {
+    match message.deltas[0].change.as_mut().unwrap() {
+        proto::delta::Change::Upsert(proto::Resource {
+            resource: Some(proto::resource::Resource::Service(service)),
+        }) => service,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_missing_transaction_is_named() {
+    refused(
+        None,
+        &expect![[r"
+            Invalid
+            transaction is required
+        "]],
+    );
+}
+
+#[test]
+fn an_empty_transaction_names_all_that_is_missing() {
+    refused(
+        Some(proto::Transaction::default()),
+        &expect![[r"
+            Invalid
+            transaction.origin is required
+            transaction.deltas must hold at least one delta
+        "]],
+    );
+}
+
+#[test]
+fn every_bad_field_of_a_resource_is_named() {
+    spoilt(
+        |message| {
+            let service = service(message);
+            service.name = String::new();
+            service.hostname = "a\0b".to_owned();
+            service.vips[1] = "10.96.0.256".to_owned();
+            service.ports[0].port = 0;
+            service.ports[0].target_port = 65_536;
+            service.ports[0].protocol = 99;
+            service.load_balancing = -1;
+            service.waypoint.as_mut().unwrap().address = "é".repeat(100);
+            service.waypoint.as_mut().unwrap().port = u32::MAX;
+            message.deltas[3].change = None;
+        },
+        &expect![[r#"
+            Invalid
+            transaction.deltas[0].upsert.service.name is required
+            transaction.deltas[0].upsert.service.hostname must not contain control characters (found '\0')
+            transaction.deltas[0].upsert.service.vips[1] must be an IPv4 or IPv6 address, not "10.96.0.256"
+            transaction.deltas[0].upsert.service.ports[0].port must be 1 to 65535, not 0
+            transaction.deltas[0].upsert.service.ports[0].target_port must be 1 to 65535, not 65536
+            transaction.deltas[0].upsert.service.ports[0].protocol 99 is not a value that this agent knows
+            transaction.deltas[0].upsert.service.load_balancing -1 is not a value that this agent knows
+            transaction.deltas[0].upsert.service.waypoint.address must be an IPv4 or IPv6 address, not "éééééééééééééééééééééééééééééééé"
+            and 2 more
+        "#]],
+    );
+}
+
+#[test]
+fn text_is_bounded() {
+    spoilt(
+        |message| service(message).name = "x".repeat(1025),
+        &expect![[r"
+            Invalid
+            transaction.deltas[0].upsert.service.name 1025 bytes are too long: at most 1024
+        "]],
+    );
+}
+
+#[test]
+fn the_number_of_deltas_is_bounded() {
+    spoilt(
+        |message| message.deltas = vec![proto::Delta::default(); 65_537],
+        &expect![[r"
+            Invalid
+            transaction.deltas 65537 deltas are too many: at most 65536
+        "]],
+    );
+}
+
+#[test]
+fn a_removal_names_its_kind_and_name() {
+    spoilt(
+        |message| {
+            message.deltas[3].change = Some(proto::delta::Change::Remove(proto::ResourceKey::default()));
+            message.deltas[2].change = Some(proto::delta::Change::Upsert(proto::Resource::default()));
+        },
+        &expect![[r"
+            Invalid
+            transaction.deltas[2].upsert must hold a service, a workload or a node
+            transaction.deltas[3].remove.kind is required
+            transaction.deltas[3].remove.name is required
+        "]],
+    );
+}

@@ -1,0 +1,332 @@
+//! Client and server over a real unix socket, in front of a backend made of a map.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use api::client::{Client, ClientError};
+use api::rejection::{Reason, Rejection, Violation};
+use api::server::{Backend, Limits, Read, Unreadable, serve};
+use api::socket::Socket;
+use api::status::{Datapath, DatapathKind, Restart, Status, TablePressure};
+use api::{Level, Receipt, proto};
+use storage_schema::id::{Epoch, Lsn, RecordHash, StoreId};
+use storage_schema::record::{Delta, Origin, Transaction};
+use storage_schema::resource::{Kind, Resource, ResourceKey, Service};
+use tempfile::TempDir;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+/// Keeps what is pushed; applies when it is told to.
+struct Fake {
+    state: Mutex<BTreeMap<ResourceKey, Resource>>,
+    applied: watch::Sender<u64>,
+    pushed: Mutex<u64>,
+    answer: Mutex<Option<Rejection>>,
+}
+
+impl Backend for Fake {
+    async fn push(&self, transaction: Transaction) -> Result<Receipt, Rejection> {
+        if let Some(rejection) = self.answer.lock().unwrap().clone() {
+            return Err(rejection);
+        }
+        let mut state = self.state.lock().unwrap();
+        for delta in transaction.deltas {
+            match delta {
+                Delta::Upsert(resource) => drop(state.insert(resource.key(), resource)),
+                Delta::Remove(key) => drop(state.remove(&key)),
+            }
+        }
+        let mut pushed = self.pushed.lock().unwrap();
+        *pushed += 1;
+        Ok(Receipt {
+            lsn: Lsn(*pushed),
+            record_hash: RecordHash([7; 32]),
+            duplicate: false,
+            level: Level::Durable,
+            blocked_reason: String::new(),
+        })
+    }
+
+    async fn applied(&self, lsn: Lsn) {
+        self.applied.subscribe().wait_for(|applied| *applied >= lsn.0).await.expect("the fake outlives its calls");
+    }
+
+    async fn resource(&self, key: ResourceKey) -> Result<Read<Option<Resource>>, Unreadable> {
+        Ok(Read { value: self.state.lock().unwrap().get(&key).cloned(), state_lsn: Lsn(*self.pushed.lock().unwrap()) })
+    }
+
+    async fn resources(
+        &self,
+        kind: Kind,
+        after: Option<String>,
+        limit: usize,
+    ) -> Result<Read<Vec<Resource>>, Unreadable> {
+        let after = after.unwrap_or_default();
+        let state = self.state.lock().unwrap();
+        let value = state
+            .values()
+            .filter(|resource| resource.kind() == kind && *resource.name() > *after)
+            .take(limit)
+            .cloned()
+            .collect();
+        Ok(Read { value, state_lsn: Lsn(*self.pushed.lock().unwrap()) })
+    }
+
+    async fn status(&self) -> Status {
+        status()
+    }
+}
+
+fn status() -> Status {
+    Status {
+        version: "1.2.3".to_owned(),
+        store_id: StoreId([9; 16]),
+        uptime: Duration::from_millis(1500),
+        appended_lsn: Lsn(815),
+        durable_lsn: Lsn(812),
+        applied_lsn: Lsn(809),
+        stored_lsn: Lsn(800),
+        datapath: Datapath {
+            kind: DatapathKind::Kernel,
+            active_epoch: Epoch(809),
+            generation: "gen-1".to_owned(),
+            cgroup: "/sys/fs/cgroup".to_owned(),
+            pins: vec!["/sys/fs/bpf/holdfast/gen-1/control".to_owned()],
+            map_writes: 12,
+        },
+        restart: Restart { time_to_ready_us: 4321, entries_rewritten: 0 },
+        tables: vec![TablePressure { table: "services".to_owned(), used: 3, capacity: 32768 }],
+        resources: vec![(Kind::Service, 3), (Kind::Workload, 6)],
+        blocked_reason: Some("the kernel says EBUSY".to_owned()),
+    }
+}
+
+struct Running {
+    backend: Arc<Fake>,
+    client: Client,
+    path: PathBuf,
+    stop: oneshot::Sender<()>,
+    server: JoinHandle<()>,
+    _directory: TempDir,
+}
+
+async fn start() -> Running {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("holdfast.sock");
+    let backend = Arc::new(Fake {
+        state: Mutex::default(),
+        applied: watch::Sender::new(0),
+        pushed: Mutex::default(),
+        answer: Mutex::default(),
+    });
+    let socket = Socket::bind(&path).unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let served = Arc::clone(&backend);
+    let server = tokio::spawn(async move {
+        serve(served, socket, Limits::default(), async { drop(stopped.await) }).await.unwrap();
+    });
+    let client = Client::connect(&path).await.unwrap();
+    Running { backend, client, path, stop, server, _directory: directory }
+}
+
+fn upsert(names: impl IntoIterator<Item = String>) -> Transaction {
+    let service = |name| Delta::Upsert(Resource::Service(Service { name, ..Service::default() }));
+    Transaction {
+        origin: Origin { source: "test".to_owned(), incarnation: 0, version: None },
+        deltas: names.into_iter().map(service).collect(),
+    }
+}
+
+const SOON: Duration = Duration::from_millis(20);
+const LONG: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn what_is_pushed_can_be_read() {
+    let running = start().await;
+    let receipt = running.client.apply(&upsert(["a/b".to_owned()]), Level::Durable, LONG).await.unwrap();
+    assert_eq!((receipt.lsn, receipt.level, receipt.record_hash), (Lsn(1), Level::Durable, RecordHash([7; 32])));
+    let key = ResourceKey::new(Kind::Service, "a/b");
+    let read = running.client.get(&key).await.unwrap().unwrap();
+    assert_eq!((read.value.key(), read.state_lsn), (key, Lsn(1)));
+    assert_eq!(running.client.get(&ResourceKey::new(Kind::Node, "a/b")).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_list_comes_whole_however_many_pages_it_has() {
+    let running = start().await;
+    let names: Vec<String> = (0..2500).map(|i| format!("ns/{i:05}")).collect();
+    running.client.apply(&upsert(names.clone()), Level::Durable, LONG).await.unwrap();
+    let listed: Vec<String> =
+        running.client.list(Kind::Service).await.unwrap().iter().map(|service| service.name().to_owned()).collect();
+    assert_eq!(listed, names);
+    assert_eq!(running.client.list(Kind::Workload).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn large_resources_do_not_make_a_page_too_large_to_read() {
+    let running = start().await;
+    for i in 0..4 {
+        let mut transaction = upsert([format!("ns/{i}")]);
+        let Delta::Upsert(Resource::Service(service)) = &mut transaction.deltas[0] else { unreachable!() };
+        service.vips = (0..600_000u32).map(|n| std::net::Ipv4Addr::from(n).into()).collect();
+        running.client.apply(&transaction, Level::Durable, LONG).await.unwrap();
+    }
+    assert_eq!(running.client.list(Kind::Service).await.unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn a_wait_for_applied_ends_when_it_is_applied() {
+    let running = start().await;
+    let client = running.client.clone();
+    let push =
+        tokio::spawn(async move { client.apply(&upsert(["a/b".to_owned()]), Level::Applied, LONG).await.unwrap() });
+    tokio::time::sleep(SOON).await;
+    assert!(!push.is_finished());
+    running.backend.applied.send_replace(1);
+    assert_eq!(push.await.unwrap().level, Level::Applied);
+}
+
+#[tokio::test]
+async fn a_wait_that_is_too_short_still_ends_with_a_receipt() {
+    let running = start().await;
+    let receipt = running.client.apply(&upsert(["a/b".to_owned()]), Level::Applied, SOON).await.unwrap();
+    assert_eq!((receipt.lsn, receipt.level), (Lsn(1), Level::Durable));
+    assert_eq!(receipt.blocked_reason, "the kernel says EBUSY");
+}
+
+#[tokio::test]
+async fn rejections_arrive_as_they_were_made() {
+    let running = start().await;
+    let transaction = upsert(["a/b".to_owned()]);
+    let violation =
+        Violation::of_delta(0, &transaction.deltas[0], "vips[0]", "10.96.0.20 belongs to Service a/c already");
+    let refused = |reason| Rejection::Refused { reason, violations: violation.clone().into() };
+    for rejection in [
+        refused(Reason::Invalid),
+        refused(Reason::Conflict),
+        refused(Reason::Capacity),
+        refused(Reason::Stale),
+        Rejection::Busy { retry_after: Duration::from_millis(250) },
+        Rejection::Unavailable { cause: "the disk is full".to_owned() },
+        Rejection::OutcomeUnknown { cause: "fdatasync: I/O error".to_owned() },
+    ] {
+        *running.backend.answer.lock().unwrap() = Some(rejection.clone());
+        let answer = running.client.apply(&transaction, Level::Durable, LONG).await;
+        assert!(matches!(&answer, Err(ClientError::Rejected(got)) if *got == rejection), "{answer:?}, {rejection:?}");
+    }
+    assert_eq!(violation.delta(), Some(0));
+    assert_eq!(violation.field(), "vips[0]");
+}
+
+#[tokio::test]
+async fn more_violations_than_fit_are_counted() {
+    let running = start().await;
+    let transaction = upsert(["a/b".to_owned()]);
+    let violations =
+        (0..500).map(|_| Violation::of_delta(0, &transaction.deltas[0], "name", "é".repeat(4000))).collect();
+    *running.backend.answer.lock().unwrap() = Some(Rejection::Refused { reason: Reason::Conflict, violations });
+    let answer = running.client.apply(&transaction, Level::Durable, LONG).await;
+    let Err(ClientError::Rejected(Rejection::Refused { violations, .. })) = answer else { panic!("{answer:?}") };
+    assert_eq!(violations.iter().count() + violations.more(), 500);
+}
+
+/// What a client in another language sees.
+#[tokio::test]
+async fn a_malformed_request_is_an_invalid_argument_with_field_violations() {
+    let running = start().await;
+    let path = running.path.clone();
+    let channel = tonic::transport::Endpoint::from_static("http://holdfast")
+        .connect_with_connector(tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { tokio::net::UnixStream::connect(path).await.map(hyper_util::rt::TokioIo::new) }
+        }))
+        .await
+        .unwrap();
+    let mut push = proto::push_service_client::PushServiceClient::new(channel.clone());
+    let mut transaction = api::convert::encode_transaction(&upsert(["a/b".to_owned()]));
+    transaction.deltas[0].change = None;
+    let request = proto::ApplyRequest { transaction: Some(transaction), ..proto::ApplyRequest::default() };
+    let status = push.apply(request).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert_eq!(status.message(), "transaction.deltas[0] must hold an upsert or a removal");
+    let details = status.get_error_details();
+    assert_eq!(details.bad_request().unwrap().field_violations[0].field, "transaction.deltas[0]");
+    assert_eq!(details.error_info().unwrap().reason, "INVALID");
+
+    let bad_wait = proto::ApplyRequest {
+        wait: 9,
+        wait_timeout: Some(prost_types::Duration { seconds: -1, nanos: 0 }),
+        ..proto::ApplyRequest::default()
+    };
+    let fields: Vec<String> = push
+        .apply(bad_wait)
+        .await
+        .unwrap_err()
+        .get_error_details()
+        .bad_request()
+        .unwrap()
+        .field_violations
+        .iter()
+        .map(|violation| violation.field.clone())
+        .collect();
+    assert_eq!(fields, ["wait", "wait_timeout"]);
+
+    let mut resources = proto::resource_service_client::ResourceServiceClient::new(channel);
+    let key = proto::ResourceKey { kind: proto::Kind::Service.into(), name: "no/such".to_owned() };
+    let status = resources.get_resource(proto::GetResourceRequest { key: Some(key) }).await.unwrap_err();
+    assert_eq!((status.code(), status.message()), (Code::NotFound, "Service no/such does not exist"));
+    assert_eq!(status.get_error_details().resource_info().unwrap().resource_name, "no/such");
+    assert_eq!(*running.backend.pushed.lock().unwrap(), 0);
+}
+
+#[tokio::test]
+async fn the_status_arrives_as_it_was_made() {
+    let running = start().await;
+    assert_eq!(running.client.status().await.unwrap(), status());
+}
+
+#[tokio::test]
+async fn a_request_that_is_too_large_is_not_sent() {
+    let running = start().await;
+    let mut transaction = upsert(["a/b".to_owned()]);
+    let Delta::Upsert(Resource::Service(service)) = &mut transaction.deltas[0] else { unreachable!() };
+    service.hostname = "x".repeat(api::MESSAGE_BYTES_MAX);
+    let answer = running.client.apply(&transaction, Level::Durable, LONG).await;
+    assert!(matches!(answer, Err(ClientError::TooLarge { .. })), "{answer:?}");
+}
+
+#[tokio::test]
+async fn nobody_listening_is_told_from_an_agent_that_went_away() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("none.sock");
+    let error = Client::connect(&path).await.unwrap_err();
+    assert!(
+        matches!(&error, ClientError::Unreachable { socket, source }
+            if *socket == path && source.kind() == std::io::ErrorKind::NotFound),
+        "{error:?}"
+    );
+
+    let running = start().await;
+    running.stop.send(()).unwrap();
+    running.server.await.unwrap();
+    assert!(!running.path.exists(), "the socket goes with the server");
+    let error = running.client.status().await.unwrap_err();
+    assert!(matches!(error, ClientError::Unreachable { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_stop_lets_requests_in_flight_finish() {
+    let running = start().await;
+    let client = running.client.clone();
+    let push = tokio::spawn(async move { client.apply(&upsert(["a/b".to_owned()]), Level::Applied, LONG).await });
+    tokio::time::sleep(SOON).await;
+    running.stop.send(()).unwrap();
+    tokio::time::sleep(SOON).await;
+    running.backend.applied.send_replace(1);
+    assert_eq!(push.await.unwrap().unwrap().level, Level::Applied);
+    running.server.await.unwrap();
+}
