@@ -11,27 +11,27 @@ TEST_BUILD := --locked --workspace $(TEST_FEATURES)
 .DEFAULT_GOAL := all
 .PHONY: all setup test demo lint bench nightly clean distclean help
 
-all: $(ENV) ## Build target/release/holdfast (the BPF programs are inside).
+all: target/tools/for-build ## Build target/release/holdfast (the BPF programs are inside).
 	$(CARGO) build --locked --release --package agent --bin holdfast
 
 setup: ## Install what is missing to build and test, after saying what and why.
 	@xtask/setup.sh
 
-$(ENV): xtask/setup.sh
-	@xtask/setup.sh
+target/tools/for-%: xtask/setup.sh
+	@xtask/setup.sh $*
 
 # The test runner's summary comes last: it is what people and CI look for.
-test: $(ENV) ## Run all tests; those that need the kernel need root, and fail without it if CI=true.
+test: target/tools/for-test ## Run all tests; those that need the kernel need root, and fail without it if CI=true.
 	$(CARGO) run --locked --quiet --package xtask -- edges
 	$(CARGO) build $(TEST_BUILD) --bins
 	$(CARGO) test $(TEST_BUILD) --doc --quiet
 	HOLDFAST_BIN=$(abspath $(TARGET))/debug/holdfast; export HOLDFAST_BIN; $(CARGO) nextest run $(TEST_BUILD)
 
-demo: $(ENV) ## Show a real mesh on this machine's kernel: balance, kill the agent, restart it.
+demo: target/tools/for-demo ## Show a real mesh on this machine's kernel: balance, kill the agent, restart it.
 	$(CARGO) build --locked --release --package agent --package recovery-tests --bin holdfast --bin demo
 	HOLDFAST_BIN=$(abspath $(TARGET))/release/holdfast $(TARGET)/release/demo
 
-lint: $(ENV) ## Formatting, clippy, documentation, dependency edges; cargo-deny if it is installed.
+lint: target/tools/for-lint ## Formatting, clippy, documentation, dependency edges; cargo-deny if it is installed.
 	$(CARGO) fmt --all --check
 	$(CARGO) fmt --manifest-path bpf/programs/Cargo.toml --check
 	$(CARGO) run --locked --quiet --package xtask -- edges
@@ -40,10 +40,10 @@ lint: $(ENV) ## Formatting, clippy, documentation, dependency edges; cargo-deny 
 	@. $(ENV) && if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check; \
 	else echo "lint: cargo-deny is not installed (cargo install cargo-deny --locked): deny.toml was not checked"; fi
 
-bench: $(ENV) ## Run the benchmarks.
+bench: target/tools/for-build ## Run the benchmarks.
 	$(CARGO) bench --locked --workspace
 
-nightly: $(ENV) ## Long simulations and crash runs: HOLDFAST_SEEDS=<n> seeds each (default 2000), no time limit but the job's.
+nightly: target/tools/for-test ## Long simulations and crash runs: HOLDFAST_SEEDS=<n> seeds each (default 2000), no time limit but the job's.
 	$(CARGO) build $(TEST_BUILD) --bins
 	HOLDFAST_BIN=$(abspath $(TARGET))/debug/holdfast HOLDFAST_SEEDS=$(or $(HOLDFAST_SEEDS),2000); \
 	export HOLDFAST_BIN HOLDFAST_SEEDS; $(CARGO) nextest run $(TEST_BUILD) --profile nightly

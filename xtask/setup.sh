@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what building, testing and showing Holdfast needs and this machine does not have, after saying what and why.
 #
-#   xtask/setup.sh        (or `make setup`; `make`, `make test` and `make demo` call it once)
+#   xtask/setup.sh [build] [demo] [test] [lint]     (`make setup` is all of it; each target of make calls its own part once)
 #
 # It may be run again at any time, also after it was interrupted: each step looks first whether it is already done.
 # Packages come from apt and need root or sudo; everything else goes to target/tools. It asks no questions.
@@ -11,8 +11,8 @@
 #                 HOLDFAST_BPF_TOOLCHAIN=<prefix> overrides (see bpf/loader/build.rs)
 #   bpf-linker    built against the LLVM of that rustc (Debian: llvm-<n>-dev; elsewhere: LLVM_PREFIX=<prefix>)
 #
-# The last step writes target/tools/env, which the Makefile reads before each command; it is also the mark that set-up
-# was finished.
+# The last step writes target/tools/env, which the Makefile reads before each command, and target/tools/for-<part>, the
+# mark that the part is there.
 set -eu
 
 BPF_LINKER_VERSION=0.13.0
@@ -55,6 +55,9 @@ as_root() {
         fail "this needs root and there is no sudo; as root, run: $*"
     fi
 }
+
+# Whether a part is to be set up.
+asked() { case " $parts " in *" $1 "*) ;; *) return 1 ;; esac; }
 
 # Packages to install, one 'name why' a line.
 wanted=
@@ -136,11 +139,13 @@ choose_bpf_toolchain() {
 install_packages() {
     want_command cc gcc "links every Rust program and compiles BLAKE3's assembly"
     [ -f /usr/include/stdio.h ] || want libc6-dev "the C library's headers, for the same"
-    want_command curl curl "the demo's HTTP client"
-    want_command strace strace "a test watches the journal's fdatasync with it"
-    want_command ip iproute2 "tests and the demo set up addresses and network namespaces"
     [ -d /etc/ssl/certs ] || want ca-certificates "cargo fetches crates over TLS"
-    if [ "$host" = /usr/bin ] || [ -z "$host" ]; then
+    if asked demo || asked test; then
+        want_command curl curl "HTTP client of the demo and the tests"
+        want_command ip iproute2 "the demo and the tests set up addresses and network namespaces"
+    fi
+    if asked test; then want_command strace strace "a test watches the journal's fdatasync with it"; fi
+    if asked lint && { [ "$host" = /usr/bin ] || [ -z "$host" ]; }; then
         want_package rustfmt-web "make lint"
         want_package rust-web-clippy "make lint"
     fi
@@ -149,8 +154,8 @@ install_packages() {
 
 check_commands() {
     have cc || fail "no C compiler (cc): install gcc or clang, it links every Rust program"
-    for tool in curl strace ip; do
-        have "$tool" || say "warning: $tool is not installed; tests and the demo need it"
+    for tool in $(asked demo && echo curl ip) $(asked test && echo curl ip strace); do
+        have "$tool" || fail "$tool is not installed: the demo needs curl and ip, the tests strace as well"
     done
 }
 
@@ -194,9 +199,13 @@ llvm_prefix() {
 }
 
 install_nextest() {
+    asked test || return 0
     nextest=$(version_of cargo nextest)
     if [ -n "$nextest" ] && at_least "$nextest" "$NEXTEST_OLDEST"; then return; fi
     say "cargo-nextest $NEXTEST_VERSION into target/tools: runs the tests (a few minutes)"
+    # It runs for seconds and is built on every fresh machine.
+    CARGO_PROFILE_RELEASE_OPT_LEVEL=1
+    export CARGO_PROFILE_RELEASE_OPT_LEVEL
     cargo_install cargo-nextest --version "$NEXTEST_VERSION" --no-default-features --features default-no-update
 }
 
@@ -206,8 +215,13 @@ write_env() {
         printf "PATH=\"\$PWD/target/tools/bin:%s\$PATH\"\nexport PATH\n" "${host_first:+$host_first:}"
     } >"$tools/env.new"
     mv "$tools/env.new" "$tools/env"
+    for part in $parts; do : >"$tools/for-$part"; done
 }
 
+parts=${*:-build demo test lint}
+for part in $parts; do
+    case $part in build | demo | test | lint) ;; *) fail "no part called '$part'; there are: build demo test lint" ;; esac
+done
 mkdir -p "$tools"
 : >"$log"
 choose_host_cargo
@@ -224,4 +238,4 @@ export PATH
 install_bpf_linker
 install_nextest
 write_env
-say "ready (host cargo in $host, BPF toolchain in $bpf)"
+say "ready for $parts (host cargo in $host, BPF toolchain in $bpf)"
