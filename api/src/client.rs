@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use prost::Message as _;
 use storage_schema::id::{Lsn, RecordHash};
 use storage_schema::record::Transaction;
-use storage_schema::resource::{Kind, Resource, ResourceKey};
+use storage_schema::resource::{Kind, ResourceKey};
 use tokio::net::UnixStream;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
@@ -21,7 +21,7 @@ use crate::proto::status_service_client::StatusServiceClient;
 use crate::rejection::{Rejection, Violations};
 use crate::server::Read;
 use crate::status::{Status, UnreadableStatus, decode_status};
-use crate::{Level, MESSAGE_BYTES_MAX, Receipt, WAIT_TIMEOUT_MAX, proto};
+use crate::{Level, MESSAGE_BYTES_MAX, Receipt, Stored, WAIT_TIMEOUT_MAX, proto};
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +125,7 @@ impl Client {
     }
 
     /// One resource, or `None` if it does not exist.
-    pub async fn get(&self, key: &ResourceKey) -> Result<Option<Read<Resource>>, ClientError> {
+    pub async fn get(&self, key: &ResourceKey) -> Result<Option<Read<Stored>>, ClientError> {
         let request = proto::GetResourceRequest { key: Some(encode_key(key)) };
         match self.resources_client().get_resource(request).await {
             Ok(answer) => {
@@ -141,7 +141,7 @@ impl Client {
     /// All resources of a kind, in the order of their names.
     ///
     /// They are read in pages; each page is of one state, but a transaction may come between two of them.
-    pub async fn list(&self, kind: Kind) -> Result<Vec<Resource>, ClientError> {
+    pub async fn list(&self, kind: Kind) -> Result<Vec<Stored>, ClientError> {
         let mut all = Vec::new();
         let mut page_token = String::new();
         loop {
@@ -198,10 +198,13 @@ fn decode_receipt(answer: proto::ApplyResponse) -> Result<Receipt, ClientError> 
     })
 }
 
-fn decode_answer(resource: proto::Resource) -> Result<Resource, ClientError> {
+fn decode_answer(answer: proto::StoredResource) -> Result<Stored, ClientError> {
+    let proto::StoredResource { resource, changed_lsn } = answer;
     let mut found = Violations::default();
-    decode_resource(&FieldPath::root("resource"), resource, &mut found)
-        .ok_or_else(|| ClientError::UnreadableAnswer { what: found.to_string() })
+    match decode_resource(&FieldPath::root("resource"), resource.unwrap_or_default(), &mut found) {
+        Some(resource) => Ok(Stored { resource, changed_lsn: Lsn(changed_lsn) }),
+        None => Err(ClientError::UnreadableAnswer { what: found.to_string() }),
+    }
 }
 
 /// The innermost I/O error is what a person can act on; tonic wraps it several times.

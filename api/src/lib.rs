@@ -31,6 +31,7 @@ pub mod proto {
 use std::time::Duration;
 
 use storage_schema::id::{Lsn, RecordHash};
+use storage_schema::resource::Resource;
 
 /// The most bytes that one message may have, in either direction.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
@@ -70,4 +71,13 @@ pub struct Receipt {
     pub level: Level,
     /// If that is not as far as was asked: what holds it up. Empty if unknown.
     pub blocked_reason: String,
+}
+
+/// A resource as the journal has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The resource.
+    pub resource: Resource,
+    /// The record that changed it last.
+    pub changed_lsn: Lsn,
 }

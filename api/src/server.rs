@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use storage_schema::id::Lsn;
 use storage_schema::record::Transaction;
-use storage_schema::resource::{Kind, Resource, ResourceKey};
+use storage_schema::resource::{Kind, ResourceKey};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status as RpcStatus};
 use tonic_types::{ErrorDetails, StatusExt as _};
@@ -24,7 +24,7 @@ use crate::proto::status_service_server::{StatusService, StatusServiceServer};
 use crate::rejection::{Rejection, Violation, Violations};
 use crate::socket::Socket;
 use crate::status::{Status, encode_status};
-use crate::{Level, MESSAGE_BYTES_MAX, Receipt, WAIT_TIMEOUT_DEFAULT, WAIT_TIMEOUT_MAX, proto};
+use crate::{Level, MESSAGE_BYTES_MAX, Receipt, Stored, WAIT_TIMEOUT_DEFAULT, WAIT_TIMEOUT_MAX, proto};
 
 /// What stands behind the API: journal and applier in the agent, a fake in tests.
 ///
@@ -37,7 +37,7 @@ pub trait Backend: Send + Sync + 'static {
     fn applied(&self, lsn: Lsn) -> impl Future<Output = ()> + Send;
 
     /// One resource.
-    fn resource(&self, key: ResourceKey) -> impl Future<Output = Result<Read<Option<Resource>>, Unreadable>> + Send;
+    fn resource(&self, key: ResourceKey) -> impl Future<Output = Result<Read<Option<Stored>>, Unreadable>> + Send;
 
     /// Up to `limit` resources of a kind in the order of their names, beginning after the name `after`.
     fn resources(
@@ -45,7 +45,7 @@ pub trait Backend: Send + Sync + 'static {
         kind: Kind,
         after: Option<String>,
         limit: usize,
-    ) -> impl Future<Output = Result<Read<Vec<Resource>>, Unreadable>> + Send;
+    ) -> impl Future<Output = Result<Read<Vec<Stored>>, Unreadable>> + Send;
 
     /// The agent's condition.
     fn status(&self) -> impl Future<Output = Status> + Send;
@@ -181,11 +181,8 @@ impl<B: Backend> ResourceService for Handler<B> {
         };
         let key = key.ok_or_else(|| Rejection::invalid(found).to_status())?;
         let Read { value, state_lsn } = self.backend.resource(key.clone()).await.map_err(unreadable)?;
-        let resource = value.ok_or_else(|| not_found(&key))?;
-        Ok(Response::new(proto::GetResourceResponse {
-            resource: Some(encode_resource(&resource)),
-            state_lsn: state_lsn.0,
-        }))
+        let stored = value.ok_or_else(|| not_found(&key))?;
+        Ok(Response::new(proto::GetResourceResponse { resource: Some(encode_stored(&stored)), state_lsn: state_lsn.0 }))
     }
 
     async fn list_resources(
@@ -245,11 +242,16 @@ fn decode_wait(level: i32, timeout: Option<prost_types::Duration>) -> Result<(Le
     if found.iter().next().is_some() { Err(Rejection::invalid(found)) } else { Ok((level, timeout)) }
 }
 
-fn page(resources: &[Resource], limit: usize) -> (Vec<proto::Resource>, String) {
+fn encode_stored(stored: &Stored) -> proto::StoredResource {
+    let Stored { resource, changed_lsn } = stored;
+    proto::StoredResource { resource: Some(encode_resource(resource)), changed_lsn: changed_lsn.0 }
+}
+
+fn page(resources: &[Stored], limit: usize) -> (Vec<proto::StoredResource>, String) {
     let mut bytes = 0;
     let mut messages = Vec::with_capacity(resources.len());
-    for resource in resources {
-        let message = encode_resource(resource);
+    for stored in resources {
+        let message = encode_stored(stored);
         bytes += prost::Message::encoded_len(&message);
         messages.push(message);
         if bytes >= PAGE_BYTES {
@@ -258,7 +260,8 @@ fn page(resources: &[Resource], limit: usize) -> (Vec<proto::Resource>, String) 
     }
     // A full page may be the last one; the client then gets an empty one after it.
     let more = messages.len() < resources.len() || resources.len() == limit;
-    let token = resources.get(messages.len().wrapping_sub(1)).filter(|_| more).map(|last| last.name().to_owned());
+    let last = resources.get(messages.len().wrapping_sub(1)).filter(|_| more);
+    let token = last.map(|last| last.resource.name().to_owned());
     (messages, token.unwrap_or_default())
 }
 

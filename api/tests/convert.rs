@@ -66,9 +66,9 @@ fn every_field_survives_the_round_trip() {
 
 fn refused(message: Option<proto::Transaction>, expected: &Expect) {
     let Err(Rejection::Refused { reason, violations }) = decode_transaction(message) else { panic!("accepted") };
-    let lines: String = violations.iter().map(|violation| format!("{violation}\n")).collect();
+    let lines: Vec<String> = violations.iter().map(|violation| format!("{violation}\n")).collect();
     let more = if violations.more() > 0 { format!("and {} more\n", violations.more()) } else { String::new() };
-    expected.assert_eq(&format!("{reason:?}\n{lines}{more}"));
+    expected.assert_eq(&format!("{reason:?}\n{}{more}", lines.concat()));
 }
 
 /// Decodes a good transaction in which something was spoilt.

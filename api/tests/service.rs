@@ -10,7 +10,7 @@ use api::rejection::{Reason, Rejection, Violation};
 use api::server::{Backend, Limits, Read, Unreadable, serve};
 use api::socket::Socket;
 use api::status::{Datapath, DatapathKind, Restart, Status, TablePressure};
-use api::{Level, Receipt, proto};
+use api::{Level, Receipt, Stored, proto};
 use storage_schema::id::{Epoch, Lsn, RecordHash, StoreId};
 use storage_schema::record::{Delta, Origin, Transaction};
 use storage_schema::resource::{Kind, Resource, ResourceKey, Service};
@@ -55,8 +55,11 @@ impl Backend for Fake {
         self.applied.subscribe().wait_for(|applied| *applied >= lsn.0).await.expect("the fake outlives its calls");
     }
 
-    async fn resource(&self, key: ResourceKey) -> Result<Read<Option<Resource>>, Unreadable> {
-        Ok(Read { value: self.state.lock().unwrap().get(&key).cloned(), state_lsn: Lsn(*self.pushed.lock().unwrap()) })
+    async fn resource(&self, key: ResourceKey) -> Result<Read<Option<Stored>>, Unreadable> {
+        Ok(Read {
+            value: self.state.lock().unwrap().get(&key).map(stored),
+            state_lsn: Lsn(*self.pushed.lock().unwrap()),
+        })
     }
 
     async fn resources(
@@ -64,14 +67,14 @@ impl Backend for Fake {
         kind: Kind,
         after: Option<String>,
         limit: usize,
-    ) -> Result<Read<Vec<Resource>>, Unreadable> {
+    ) -> Result<Read<Vec<Stored>>, Unreadable> {
         let after = after.unwrap_or_default();
         let state = self.state.lock().unwrap();
         let value = state
             .values()
             .filter(|resource| resource.kind() == kind && *resource.name() > *after)
             .take(limit)
-            .cloned()
+            .map(stored)
             .collect();
         Ok(Read { value, state_lsn: Lsn(*self.pushed.lock().unwrap()) })
     }
@@ -79,6 +82,10 @@ impl Backend for Fake {
     async fn status(&self) -> Status {
         status()
     }
+}
+
+fn stored(resource: &Resource) -> Stored {
+    Stored { resource: resource.clone(), changed_lsn: Lsn(5) }
 }
 
 fn status() -> Status {
@@ -151,7 +158,7 @@ async fn what_is_pushed_can_be_read() {
     assert_eq!((receipt.lsn, receipt.level, receipt.record_hash), (Lsn(1), Level::Durable, RecordHash([7; 32])));
     let key = ResourceKey::new(Kind::Service, "a/b");
     let read = running.client.get(&key).await.unwrap().unwrap();
-    assert_eq!((read.value.key(), read.state_lsn), (key, Lsn(1)));
+    assert_eq!((read.value.resource.key(), read.value.changed_lsn, read.state_lsn), (key, Lsn(5), Lsn(1)));
     assert_eq!(running.client.get(&ResourceKey::new(Kind::Node, "a/b")).await.unwrap(), None);
 }
 
@@ -160,8 +167,8 @@ async fn a_list_comes_whole_however_many_pages_it_has() {
     let running = start().await;
     let names: Vec<String> = (0..2500).map(|i| format!("ns/{i:05}")).collect();
     running.client.apply(&upsert(names.clone()), Level::Durable, LONG).await.unwrap();
-    let listed: Vec<String> =
-        running.client.list(Kind::Service).await.unwrap().iter().map(|service| service.name().to_owned()).collect();
+    let listed = running.client.list(Kind::Service).await.unwrap();
+    let listed: Vec<&str> = listed.iter().map(|stored| stored.resource.name()).collect();
     assert_eq!(listed, names);
     assert_eq!(running.client.list(Kind::Workload).await.unwrap(), []);
 }
