@@ -1,8 +1,33 @@
-//! The way in (skeleton).
+//! The way in: numbers, encodes and queues transactions, and lets their pushers wait for the disk.
+//!
+//! [`Intake`] is one life of the writer. Under its lock a transaction gets its LSN, is chained to the record before it and
+//! becomes a frame at a place in a segment that is already decided; the writer thread only carries groups out. A write that
+//! fails ends that life: everything queued learns the cause, nothing more is accepted.
+//!
+//! Invariant (dense): LSNs are given out without gaps, in the order of `submit`.
+//! Invariant (bounded): at most `queue_records_max` records have a place in the queue; at most `queue_bytes_max` bytes and one
+//! record for each permit that was already out wait in it.
 
-use storage_schema::id::{Lsn, RecordHash};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::error::AppendError;
+use storage_schema::codec::{encode_record, hash_record};
+use storage_schema::id::{BootId, Lsn, RecordHash, StoreId};
+use storage_schema::record::{Record, Transaction};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+
+use crate::block_on::block_on;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::durable::Head;
+use crate::error::{AppendError, WriteFailure};
+use crate::follow::Stored;
+use crate::segment::frame::{frame_bytes, push_frame};
+use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
+use crate::segment::open::OpenLog;
+use crate::segment::write::{Group, NewSegment};
+use crate::sources::{Known, Sources};
 
 /// A transaction that has its number and waits for the disk.
 #[derive(Clone, Debug)]
@@ -20,32 +45,357 @@ pub struct Receipt {
     pub lsn: Lsn,
     /// Its hash.
     pub hash: RecordHash,
-    /// When it was first known to be durable, nanoseconds since 1970-01-01 UTC.
+    /// When it was first known to be durable, nanoseconds since 1970-01-01 UTC. The moment of a sync is not kept on disk: the
+    /// receipt of a push that is repeated much later says when the record was appended instead.
     pub durable_wall_ns: u64,
 }
 
 /// An acknowledgement to come. Clones wait for the same one.
 #[derive(Clone, Debug)]
-pub struct Ack {}
+pub struct Ack {
+    lsn: Lsn,
+    hash: RecordHash,
+    state: AckState,
+}
+
+#[derive(Clone, Debug)]
+enum AckState {
+    /// Durable since long ago.
+    Known { durable_wall_ns: u64 },
+    /// To be seen.
+    Pending(watch::Receiver<Progress>),
+}
+
+/// How far one life of the writer is.
+#[derive(Clone, Debug)]
+pub(crate) struct Progress {
+    pub(crate) durable_lsn: Lsn,
+    pub(crate) durable_wall_ns: u64,
+    pub(crate) end: Option<End>,
+}
+
+/// How a life of the writer ended.
+#[derive(Clone, Debug)]
+pub(crate) enum End {
+    Failed(Arc<WriteFailure>),
+    Closed,
+}
+
+impl From<End> for AppendError {
+    fn from(end: End) -> Self {
+        match end {
+            End::Failed(failure) => Self::Failed(failure),
+            End::Closed => Self::Closed,
+        }
+    }
+}
 
 impl Ack {
+    /// The acknowledgement of a record that is durable already.
+    pub(crate) fn known(receipt: Receipt) -> Self {
+        let state = AckState::Known { durable_wall_ns: receipt.durable_wall_ns };
+        Self { lsn: receipt.lsn, hash: receipt.hash, state }
+    }
+
     /// The record's number.
     pub fn lsn(&self) -> Lsn {
-        todo!()
+        self.lsn
     }
 
     /// The record's hash.
     pub fn hash(&self) -> RecordHash {
-        todo!()
+        self.hash
     }
 
-    /// Waits until the record is durable, or known not to be.
+    /// Waits until the record is durable, or known not to be acknowledged.
     pub async fn wait(&self) -> Result<Receipt, AppendError> {
-        todo!()
+        let Self { lsn, hash, state } = self.clone();
+        let durable_wall_ns = match state {
+            AckState::Known { durable_wall_ns } => durable_wall_ns,
+            AckState::Pending(mut progress) => {
+                let seen = progress.wait_for(|now| now.durable_lsn >= lsn || now.end.is_some()).await;
+                let Ok(now) = seen else { return Err(AppendError::Closed) };
+                match &now.end {
+                    Some(end) if now.durable_lsn < lsn => return Err(end.clone().into()),
+                    _ => now.durable_wall_ns,
+                }
+            }
+        };
+        Ok(Receipt { lsn, hash, durable_wall_ns })
     }
 
-    /// [`Ack::wait`] for threads; it must not be called from async code.
+    /// [`Ack::wait`] for threads that run no async code.
     pub fn blocking_wait(&self) -> Result<Receipt, AppendError> {
-        todo!()
+        block_on(self.wait())
+    }
+}
+
+/// A place in the queue.
+#[derive(Debug)]
+pub struct Permit {
+    intake: Arc<Intake>,
+    slot: OwnedSemaphorePermit,
+}
+
+impl Permit {
+    /// Gives the transaction the next LSN and queues it for the disk. Brief: it encodes and hashes, but does no I/O.
+    pub fn submit(self, transaction: Transaction) -> Result<Submitted, AppendError> {
+        let submitted = self.intake.submit(transaction)?;
+        // The writer gives the slot back when the record has left the queue.
+        self.slot.forget();
+        Ok(submitted)
+    }
+}
+
+/// One life of the writer, seen from its pushers.
+#[derive(Debug)]
+pub(crate) struct Intake {
+    limits: Limits,
+    store_id: StoreId,
+    boot_id: BootId,
+    clock: Arc<dyn Clock>,
+    queue: Mutex<Queue>,
+    work: Condvar,
+    slots: Arc<Semaphore>,
+    room: Notify,
+    queued_bytes: AtomicU64,
+    progress: watch::Sender<Progress>,
+    stored: watch::Receiver<Stored>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    segment_bytes: u64,
+    record_bytes_max: u64,
+    queue_records_max: usize,
+    queue_bytes_max: u64,
+    group_bytes_max: usize,
+    receipts_per_source: usize,
+}
+
+#[derive(Debug)]
+struct Queue {
+    /// The last record that has a number.
+    head: Head,
+    /// The segment that the next record goes into, its preallocated length, and where in it.
+    segment_first: Lsn,
+    segment_bytes: u64,
+    offset: u64,
+    groups: VecDeque<Group>,
+    sources: Sources,
+    end: Option<End>,
+}
+
+impl Intake {
+    pub(crate) fn new(
+        config: &Config,
+        log: &OpenLog,
+        boot_id: BootId,
+        sources: Sources,
+        stored: watch::Receiver<Stored>,
+    ) -> Self {
+        let queue = Queue {
+            head: log.head,
+            segment_first: log.header.first_lsn,
+            segment_bytes: log.segment_bytes,
+            offset: log.catalogue.last().end(),
+            groups: VecDeque::new(),
+            sources,
+            end: None,
+        };
+        let progress = Progress { durable_lsn: log.head.lsn, durable_wall_ns: config.clock.now().wall_ns, end: None };
+        Self {
+            limits: Limits {
+                segment_bytes: config.segment_bytes,
+                record_bytes_max: config.record_bytes_max,
+                queue_records_max: config.queue_records_max,
+                queue_bytes_max: config.queue_bytes_max,
+                group_bytes_max: config.group_bytes_max,
+                receipts_per_source: config.receipts_per_source,
+            },
+            store_id: log.header.store_id,
+            boot_id,
+            clock: Arc::clone(&config.clock),
+            queue: Mutex::new(queue),
+            work: Condvar::new(),
+            slots: Arc::new(Semaphore::new(config.queue_records_max)),
+            room: Notify::new(),
+            queued_bytes: AtomicU64::new(0),
+            progress: watch::Sender::new(progress),
+            stored,
+        }
+    }
+
+    pub(crate) fn appended_lsn(&self) -> Lsn {
+        self.lock().head.lsn
+    }
+
+    /// Runs `question` on the sources as they are with everything queued.
+    pub(crate) fn with_sources<T>(&self, question: impl FnOnce(&Sources) -> T) -> T {
+        question(&self.lock().sources)
+    }
+
+    /// The acknowledgement of a record of this life.
+    pub(crate) fn ack(&self, known: Known) -> Ack {
+        Ack { lsn: known.lsn, hash: known.hash, state: AckState::Pending(self.progress.subscribe()) }
+    }
+
+    pub(crate) async fn reserve(self: &Arc<Self>) -> Result<Permit, AppendError> {
+        let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { return Err(self.ended()) };
+        loop {
+            let freed = self.room.notified();
+            if self.queued_bytes.load(Ordering::Acquire) < self.limits.queue_bytes_max {
+                return Ok(Permit { intake: Arc::clone(self), slot });
+            }
+            if self.slots.is_closed() {
+                return Err(self.ended());
+            }
+            freed.await;
+        }
+    }
+
+    pub(crate) fn try_reserve(self: &Arc<Self>) -> Result<Permit, AppendError> {
+        let bytes = self.queued_bytes.load(Ordering::Acquire);
+        let slot = Arc::clone(&self.slots).try_acquire_owned();
+        match slot {
+            Ok(slot) if bytes < self.limits.queue_bytes_max => Ok(Permit { intake: Arc::clone(self), slot }),
+            Err(tokio::sync::TryAcquireError::Closed) => Err(self.ended()),
+            _ => {
+                let records = self.limits.queue_records_max - self.slots.available_permits();
+                Err(AppendError::QueueFull { records, bytes })
+            }
+        }
+    }
+
+    fn ended(&self) -> AppendError {
+        self.lock().end.clone().unwrap_or(End::Closed).into()
+    }
+
+    fn submit(&self, transaction: Transaction) -> Result<Submitted, AppendError> {
+        let mut queue = self.lock();
+        if let Some(end) = &queue.end {
+            return Err(end.clone().into());
+        }
+        queue.sources.admit(&transaction.origin)?;
+        let now = self.clock.now();
+        let record = Record {
+            lsn: queue.head.lsn.next(),
+            transaction,
+            wall_ns: now.wall_ns,
+            monotonic_ns: now.monotonic_ns,
+            boot_id: self.boot_id,
+            previous_hash: queue.head.hash,
+        };
+        let body = encode_record(&record);
+        if body.len() as u64 > self.limits.record_bytes_max {
+            return Err(AppendError::TooLarge { bytes: body.len() as u64, limit: self.limits.record_bytes_max });
+        }
+        let head = Head { lsn: record.lsn, hash: hash_record(&body) };
+        queue.enqueue(self, head, &body, now.wall_ns);
+        let known = Known { lsn: head.lsn, hash: head.hash };
+        let stored_lsn = self.stored.borrow().lsn;
+        queue.sources.note(&record.transaction.origin, known, stored_lsn, self.limits.receipts_per_source);
+        self.queued_bytes.fetch_add(frame_bytes(body.len()) as u64, Ordering::AcqRel);
+        drop(queue);
+        self.work.notify_one();
+        Ok(Submitted { lsn: head.lsn, ack: self.ack(known) })
+    }
+
+    /// The next group for the writer; `None` when the journal is being closed and nothing is left.
+    pub(crate) fn next_group(&self) -> Option<Group> {
+        let mut queue = self.lock();
+        loop {
+            if let Some(group) = queue.groups.pop_front() {
+                return Some(group);
+            }
+            if queue.end.is_some() {
+                return None;
+            }
+            queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// A group is durable: acknowledges it and makes room. Invariant (acknowledged means durable): the writer calls it after
+    /// the group's sync returned `Ok`, and nothing else does.
+    pub(crate) fn acknowledge(&self, group: &Group) {
+        let durable_wall_ns = self.clock.now().wall_ns;
+        self.progress.send_modify(|progress| {
+            progress.durable_lsn = group.last_lsn;
+            progress.durable_wall_ns = durable_wall_ns;
+        });
+        self.queued_bytes.fetch_sub(group.frames.len() as u64, Ordering::AcqRel);
+        self.slots.add_permits(group.records);
+        self.room.notify_waiters();
+    }
+
+    /// Ends this life: with `Failed` everything that is queued is dropped; with `Closed` the writer still carries it out.
+    pub(crate) fn finish(&self, end: End) {
+        let mut queue = self.lock();
+        if queue.end.is_none() {
+            queue.end = Some(end.clone());
+        }
+        if matches!(end, End::Failed(_)) {
+            queue.groups.clear();
+            self.progress.send_modify(|progress| progress.end = Some(end));
+        }
+        drop(queue);
+        self.slots.close();
+        self.room.notify_waiters();
+        self.work.notify_all();
+    }
+
+    /// The writer has carried out everything after `finish(Closed)`.
+    pub(crate) fn drained(&self) {
+        self.progress.send_modify(|progress| progress.end = Some(progress.end.take().unwrap_or(End::Closed)));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    fn enqueue(&mut self, intake: &Intake, head: Head, body: &[u8], wall_ns: u64) {
+        let bytes = frame_bytes(body.len());
+        let opens = (self.offset + bytes as u64 > self.segment_bytes).then(|| self.roll(intake, bytes, wall_ns));
+        let fits = self
+            .groups
+            .back()
+            .is_some_and(|group| opens.is_none() && group.frames.len() + bytes <= intake.limits.group_bytes_max);
+        if !fits {
+            self.groups.push_back(Group {
+                opens,
+                first_lsn: head.lsn,
+                last_lsn: head.lsn,
+                last_hash: head.hash,
+                records: 0,
+                offset: self.offset,
+                frames: Vec::with_capacity(bytes),
+            });
+        }
+        let group = self.groups.back_mut().expect("one was there or was made");
+        push_frame(&mut group.frames, intake.store_id, head.lsn, group.first_lsn, body);
+        group.last_lsn = head.lsn;
+        group.last_hash = head.hash;
+        group.records += 1;
+        self.offset += bytes as u64;
+        self.head = head;
+    }
+
+    /// Goes on in a new segment, which is made large enough for the record that opens it.
+    fn roll(&mut self, intake: &Intake, frame_bytes: usize, wall_ns: u64) -> NewSegment {
+        let header = SegmentHeader {
+            store_id: intake.store_id,
+            first_lsn: self.head.lsn.next(),
+            previous_hash: self.head.hash,
+            previous_first: self.segment_first,
+            previous_end: self.offset,
+            created_wall_ns: wall_ns,
+        };
+        let needed = (SEGMENT_HEADER_BYTES + frame_bytes).next_multiple_of(4096) as u64;
+        self.segment_first = header.first_lsn;
+        self.segment_bytes = intake.limits.segment_bytes.max(needed);
+        self.offset = SEGMENT_HEADER_BYTES as u64;
+        NewSegment { header, bytes: self.segment_bytes }
     }
 }

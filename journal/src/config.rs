@@ -8,6 +8,9 @@ use crate::disk::{Disk, RealDisk};
 use crate::error::OpenError;
 use crate::segment::SEGMENT_BYTES_MIN;
 
+/// No record may be larger: 256 MiB less some room, so that the store can keep a resource of that size.
+const RECORD_BYTES_LIMIT: u64 = (256 << 20) - 4096;
+
 /// How a journal is opened.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -59,8 +62,11 @@ impl Config {
                 format!("{} is not a multiple of 4096 of at least {SEGMENT_BYTES_MIN}", self.segment_bytes),
             );
         }
-        if self.record_bytes_max == 0 || self.record_bytes_max > 1 << 30 {
-            return refuse("record_bytes_max", format!("{} is not within 1 B and 1 GiB", self.record_bytes_max));
+        if self.record_bytes_max == 0 || self.record_bytes_max > RECORD_BYTES_LIMIT {
+            return refuse(
+                "record_bytes_max",
+                format!("{} is not within 1 and {RECORD_BYTES_LIMIT}", self.record_bytes_max),
+            );
         }
         if self.queue_records_max == 0 || self.queue_records_max > 1 << 20 {
             return refuse("queue_records_max", format!("{} is not within 1 and 1048576", self.queue_records_max));

@@ -35,6 +35,12 @@ pub enum OpenError {
         /// The directory.
         path: PathBuf,
     },
+    /// The file that names the store is not readable.
+    #[error("{path} holds no store id (32 hexadecimal digits); remove it to take the id from the segments", path = path.display())]
+    BadIdentity {
+        /// The file.
+        path: PathBuf,
+    },
     /// The log is not whole, and acknowledged records may be affected.
     #[error("{path}: {damage}", path = path.display())]
     Damaged {
@@ -52,6 +58,13 @@ pub enum OpenError {
         /// Why not.
         #[source]
         source: DecodeError,
+    },
+    /// The store cannot be brought up to date from what the log still has.
+    #[error("the store cannot be brought up to date: {source}")]
+    Unreadable {
+        /// Why not.
+        #[source]
+        source: ReadError,
     },
     /// The derived store could be neither opened nor rebuilt.
     #[error(transparent)]
@@ -216,6 +229,14 @@ pub enum ReadError {
         #[source]
         source: io::Error,
     },
+    /// The store does not follow the journal.
+    #[error("the store is stuck at record {store_lsn}: {cause}")]
+    Stuck {
+        /// The record it shows.
+        store_lsn: Lsn,
+        /// Why it does not come any further.
+        cause: Arc<ReadError>,
+    },
     /// The journal was closed while waiting.
     #[error("the journal is closed")]
     Closed,
@@ -248,6 +269,12 @@ pub enum StoreError {
         path: PathBuf,
         /// What does not fit.
         what: &'static str,
+    },
+    /// It failed and could not be opened again yet.
+    #[error("the store in {path} is not open", path = path.display())]
+    Absent {
+        /// Its directory.
+        path: PathBuf,
     },
     /// Its directory could not be prepared.
     #[error("cannot {action} {path}: {source}", path = path.display())]

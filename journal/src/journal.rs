@@ -1,28 +1,63 @@
 //! The handle: what the rest of Holdfast sees of the journal.
 
-use std::time::Duration;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use std::{fs, io};
 
-use storage_schema::id::{Lsn, StoreId};
-use storage_schema::record::{Origin, Record, Transaction};
+use storage_schema::id::{BootId, Lsn, StoreId};
+use storage_schema::record::{Origin, Record};
 use storage_schema::resource::{Kind, Resource, ResourceKey};
+use tokio::sync::watch;
 
-use crate::append::{Ack, Submitted};
+use crate::append::{Ack, End, Intake, Permit};
+use crate::block_on::{block_on, block_on_until};
 use crate::config::Config;
 use crate::durable::{Durable, Head};
 use crate::error::{AppendError, OpenError, OriginError, ReadError};
-use crate::read::{EncodedRecord, Records};
+use crate::follow::{Bell, Follower, Stored};
+use crate::lock::{Lock, lock_state_dir, read_identity, write_identity};
+use crate::read::{EncodedRecord, Library, Records};
+use crate::segment::open::{LogConfig, OpenLog, open_log, store_id_of_segments};
+use crate::shelf::Shelf;
+use crate::sources::{SourceState, Sources, Standing};
+use crate::store::StoredResource;
+use crate::writer::{Preparer, Writer};
 
 /// An open journal. Clones share it; the last one to go closes it: what was submitted is written and acknowledged, the
-/// store is brought to rest, and the lock is released.
+/// store is brought up to date, and the lock is released.
 #[derive(Clone, Debug)]
-pub struct Journal {}
+pub struct Journal {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    store_id: StoreId,
+    report: OpenReport,
+    intake: Arc<Intake>,
+    library: Library,
+    shelf: Arc<Shelf>,
+    bell: Arc<Bell>,
+    stored: watch::Receiver<Stored>,
+    threads: Mutex<Threads>,
+    /// Held until everything above is gone.
+    _lock: Lock,
+}
+
+#[derive(Debug)]
+struct Threads {
+    writer: Option<JoinHandle<()>>,
+    follower: Option<JoinHandle<()>>,
+}
 
 /// What opening found and did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenReport {
     /// Whether the journal was created just now.
     pub created: bool,
-    /// The oldest record that is kept.
+    /// The oldest record that is kept; `durable_lsn + 1` when there is none.
     pub oldest_lsn: Lsn,
     /// The last record.
     pub durable_lsn: Lsn,
@@ -32,6 +67,8 @@ pub struct OpenReport {
     pub folded: u64,
     /// Why the store was rebuilt, if it was.
     pub store_rebuilt: Option<String>,
+    /// The store had seen records up to this one, which the log no longer has: acknowledged records were lost.
+    pub lost: Option<Lsn>,
 }
 
 /// How far the journal is. `appended_lsn ≥ durable_lsn ≥ store_lsn`, all inclusive.
@@ -56,152 +93,364 @@ pub enum OriginState {
     Duplicate(Ack),
 }
 
-/// A place in the queue.
-#[derive(Debug)]
-pub struct Permit {}
-
-impl Permit {
-    /// Gives the transaction the next LSN and queues it for the disk. Synchronous and brief: no I/O.
-    pub fn submit(self, _transaction: &Transaction) -> Result<Submitted, AppendError> {
-        todo!()
-    }
-}
-
 /// A subscription to the durable head.
 #[derive(Clone, Debug)]
-pub struct DurableWatch {}
+pub struct DurableWatch {
+    head: watch::Receiver<Durable<Head>>,
+}
 
 impl DurableWatch {
     /// The head as it is now.
     pub fn head(&self) -> Durable<Head> {
-        todo!()
+        *self.head.borrow()
     }
 
     /// Waits until the head is past `lsn`; `None` when the journal is closed before that.
-    pub async fn past(&mut self, _lsn: Lsn) -> Option<Durable<Head>> {
-        todo!()
+    pub async fn past(&mut self, lsn: Lsn) -> Option<Durable<Head>> {
+        self.head.wait_for(|head| head.lsn > lsn).await.ok().map(|head| *head)
     }
 
     /// [`DurableWatch::past`] for threads; `None` also when `timeout` is over.
-    pub fn blocking_past(&mut self, _lsn: Lsn, _timeout: Duration) -> Option<Durable<Head>> {
-        todo!()
+    pub fn blocking_past(&mut self, lsn: Lsn, timeout: Duration) -> Option<Durable<Head>> {
+        block_on_until(self.past(lsn), Instant::now().checked_add(timeout)).flatten()
     }
-}
-
-/// A resource as the store has it, not decoded.
-#[derive(Clone, Copy, Debug)]
-pub struct StoredResource<'a> {
-    /// Its kind.
-    pub kind: Kind,
-    /// Its name.
-    pub name: &'a str,
-    /// The record that changed it last.
-    pub changed_lsn: Lsn,
-    /// The encoded resource: for `storage_schema::codec::access_resource`.
-    pub encoded: &'a [u8],
 }
 
 impl Journal {
     /// Opens the journal, creating it if it is not there: takes the lock, recovers the log, catches the store up.
-    pub fn open(_config: Config) -> Result<Self, OpenError> {
-        todo!()
+    pub fn open(config: Config) -> Result<Self, OpenError> {
+        config.validate()?;
+        let lock = lock_state_dir(&config.state_dir)?;
+        let dir = config.state_dir.join("journal");
+        config.disk.create_dir(&dir).map_err(io_error("create", &dir))?;
+        let store_id = establish_identity(&config, &dir)?;
+        let log = open_log(&LogConfig {
+            disk: Arc::clone(&config.disk),
+            dir: dir.clone(),
+            store_id,
+            segment_bytes: config.segment_bytes,
+            clock: Arc::clone(&config.clock),
+        })?;
+        config.disk.sync_dir(&config.state_dir).map_err(io_error("sync", &config.state_dir))?;
+
+        let (durable_tx, durable) = watch::channel(Durable::vouch(log.head));
+        let library =
+            Library { disk: Arc::clone(&config.disk), store_id, catalogue: Arc::clone(&log.catalogue), durable };
+        let (shelf, rebuilt) = Shelf::open(&config, &library)?;
+        let folded = shelf.catch_up(&library, |_| {}).map_err(open_error)?;
+        let lost = rebuilt.as_ref().and_then(|rebuilt| rebuilt.ahead_lsn);
+        if let Some(lost) = lost {
+            tracing::error!(
+                durable_lsn = log.head.lsn.0,
+                lost_lsn = lost.0,
+                "acknowledged records are missing from the log"
+            );
+        }
+        let report = OpenReport {
+            created: log.created,
+            oldest_lsn: log.catalogue.oldest_lsn(),
+            durable_lsn: log.head.lsn,
+            cut_bytes: log.cut_bytes,
+            folded,
+            store_rebuilt: rebuilt.map(|rebuilt| rebuilt.reason),
+            lost,
+        };
+        let inner = start(&config, dir, log, Running { library, shelf, durable_tx, report, lock })?;
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// What opening found and did.
     pub fn open_report(&self) -> &OpenReport {
-        todo!()
+        &self.inner.report
     }
 
     /// Which journal this is.
     pub fn store_id(&self) -> StoreId {
-        todo!()
+        self.inner.store_id
     }
 
     /// How far it is.
     pub fn watermarks(&self) -> Watermarks {
-        todo!()
+        // From the lowest to the highest, so that a number read later is never below one read earlier.
+        let oldest_lsn = self.inner.library.catalogue.oldest_lsn();
+        let store_lsn = self.inner.stored.borrow().lsn;
+        let durable_lsn = self.inner.library.durable_lsn();
+        Watermarks {
+            appended_lsn: self.inner.intake.appended_lsn().max(durable_lsn),
+            durable_lsn,
+            store_lsn,
+            oldest_lsn,
+        }
     }
 
     /// A subscription to the durable head.
     pub fn durable(&self) -> DurableWatch {
-        todo!()
+        DurableWatch { head: self.inner.library.durable.clone() }
     }
 
     /// Whether this push is new. Takes what is queued but not durable into account; call it under the lock that orders
     /// pushes, right before `submit`.
-    pub fn origin(&self, _origin: &Origin) -> Result<OriginState, OriginError> {
-        todo!()
+    pub fn origin(&self, origin: &Origin) -> Result<OriginState, OriginError> {
+        let Inner { intake, shelf, .. } = &*self.inner;
+        let (standing, version) = match (intake.with_sources(|sources| sources.standing(origin))?, origin.version) {
+            (Standing::AskStore { last }, Some(version)) => (last, version),
+            (Standing::Known(known), _) => return Ok(OriginState::Duplicate(intake.ack(known))),
+            (Standing::Fresh | Standing::AskStore { .. }, _) => return Ok(OriginState::Fresh),
+        };
+        let receipt = shelf
+            .with(|store| store.receipt(&origin.source, version))
+            .map_err(|cause| OriginError::Unreadable { origin: origin.source.clone(), cause: Arc::new(cause) })?;
+        match receipt {
+            Some(receipt) => Ok(OriginState::Duplicate(Ack::known(receipt))),
+            None => Err(OriginError::Stale { origin: origin.source.clone(), given: version, last: standing }),
+        }
     }
 
-    /// The last version of a source that is in the journal or on its way there, with its incarnation.
-    pub fn source(&self, _name: &str) -> Option<SourceState> {
-        todo!()
+    /// What is known about a source, with everything that is queued.
+    pub fn source(&self, name: &str) -> Option<SourceState> {
+        self.inner.intake.with_sources(|sources| sources.state(name))
+    }
+
+    /// All sources, in the order of their names.
+    pub fn sources(&self) -> Vec<(String, SourceState)> {
+        let mut all = self.inner.intake.with_sources(Sources::all);
+        all.sort_unstable_by(|one, other| one.0.cmp(&other.0));
+        all
     }
 
     /// A place in the queue, waited for while the queue is full.
     pub async fn reserve(&self) -> Result<Permit, AppendError> {
-        todo!()
+        self.inner.intake.reserve().await
     }
 
     /// [`Journal::reserve`] for threads.
     pub fn blocking_reserve(&self) -> Result<Permit, AppendError> {
-        todo!()
+        block_on(self.reserve())
     }
 
     /// A place in the queue, or [`AppendError::QueueFull`] at once.
     pub fn try_reserve(&self) -> Result<Permit, AppendError> {
-        todo!()
+        self.inner.intake.try_reserve()
     }
 
-    /// The records from `first` up to the durable head at the time of each step.
-    pub fn read_from(&self, _first: Lsn) -> Result<Records, ReadError> {
-        todo!()
+    /// The records from `first` on, up to the durable head at the time of each step.
+    pub fn read_from(&self, first: Lsn) -> Result<Records, ReadError> {
+        self.inner.library.read_from(first)
     }
 
-    /// One record, with the bytes it is stored as.
-    pub fn encoded_record(&self, _lsn: Lsn) -> Result<Durable<EncodedRecord>, ReadError> {
-        todo!()
+    /// One record, as it is stored.
+    pub fn encoded_record(&self, lsn: Lsn) -> Result<Durable<EncodedRecord>, ReadError> {
+        self.inner.library.encoded_record(lsn)
     }
 
     /// One record.
-    pub fn record(&self, _lsn: Lsn) -> Result<Durable<Record>, ReadError> {
-        todo!()
+    pub fn record(&self, lsn: Lsn) -> Result<Durable<Record>, ReadError> {
+        let encoded = self.encoded_record(lsn)?.into_inner();
+        encoded.decode().map(Durable::vouch).map_err(|source| ReadError::Undecodable { lsn, source })
     }
 
-    /// Waits until the store shows at least `lsn`, so that one reads what one has written.
-    pub async fn wait_stored(&self, _lsn: Lsn) -> Result<(), ReadError> {
-        todo!()
+    /// Waits until the store shows at least `lsn`, so that one reads what one has written. Wait for its ack first: the store
+    /// never shows what is not durable.
+    pub async fn wait_stored(&self, lsn: Lsn) -> Result<(), ReadError> {
+        let mut stored = self.inner.stored.clone();
+        self.inner.bell.want(lsn);
+        let seen = stored.wait_for(|stored| stored.lsn >= lsn || stored.stuck.is_some()).await;
+        let Ok(seen) = seen else { return Err(ReadError::Closed) };
+        match &seen.stuck {
+            Some(cause) if seen.lsn < lsn => Err(ReadError::Stuck { store_lsn: seen.lsn, cause: Arc::clone(cause) }),
+            _ => Ok(()),
+        }
     }
 
     /// [`Journal::wait_stored`] for threads.
-    pub fn blocking_wait_stored(&self, _lsn: Lsn) -> Result<(), ReadError> {
-        todo!()
+    pub fn blocking_wait_stored(&self, lsn: Lsn) -> Result<(), ReadError> {
+        block_on(self.wait_stored(lsn))
     }
 
     /// A resource, with the record that changed it last, as of the store.
-    pub fn resource(&self, _key: &ResourceKey) -> Result<Option<(Resource, Lsn)>, ReadError> {
-        todo!()
+    pub fn resource(&self, key: &ResourceKey) -> Result<Option<(Resource, Lsn)>, ReadError> {
+        self.inner.shelf.with(|store| store.resource(key))
     }
 
-    /// All resources of a kind (or of all), in the order of kind and name, with the record that changed each last.
-    pub fn resources(&self, _kind: Option<Kind>) -> impl Iterator<Item = Result<(Resource, Lsn), ReadError>> + use<> {
-        std::iter::empty()
+    /// All resources of a kind (or of all), in the order of kind and name, with the record that changed each last. Read in
+    /// pages: changes that are folded meanwhile may or may not show. [`Journal::for_each_encoded`] is exact.
+    pub fn resources(&self, kind: Option<Kind>) -> Resources {
+        Resources { journal: self.clone(), kind, page: Vec::new().into_iter(), after: None, ended: false }
     }
 
     /// Shows every stored resource to `visit` without decoding it, in the order of kind and name, as of the LSN that is
     /// returned. The store stands still meanwhile; appends go on.
-    pub fn for_each_encoded(&self, _visit: impl FnMut(StoredResource<'_>)) -> Result<Lsn, ReadError> {
-        todo!()
+    pub fn for_each_encoded(&self, mut visit: impl FnMut(StoredResource<'_>)) -> Result<Lsn, ReadError> {
+        self.inner.shelf.with(|store| {
+            store.visit(None, None, |resource| {
+                visit(resource);
+                true
+            })?;
+            Ok(store.head().lsn)
+        })
+    }
+
+    /// How many resources the store has.
+    pub fn resources_count(&self) -> Result<u64, ReadError> {
+        self.inner.shelf.with(|store| Ok(store.resources_count()))
     }
 }
 
-/// What is known about a source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SourceState {
-    /// The newest life of it that has written.
-    pub incarnation: u64,
-    /// Its last version, if it numbers its transactions.
-    pub last_version: Option<u64>,
-    /// The last record it wrote.
-    pub last_lsn: Lsn,
+/// Resources in the order of kind and name.
+#[derive(Debug)]
+pub struct Resources {
+    journal: Journal,
+    kind: Option<Kind>,
+    page: std::vec::IntoIter<(Resource, Lsn)>,
+    after: Option<ResourceKey>,
+    ended: bool,
+}
+
+impl Resources {
+    const PAGE: usize = 256;
+
+    fn next_page(&mut self) -> Result<(), ReadError> {
+        let mut page = Vec::with_capacity(Self::PAGE);
+        let mut failed = None;
+        self.journal.inner.shelf.with(|store| {
+            store.visit(self.kind, self.after.as_ref(), |stored| {
+                match storage_schema::codec::decode_resource(stored.encoded) {
+                    Ok(resource) => page.push((resource, stored.changed_lsn)),
+                    Err(source) => {
+                        let key = ResourceKey::new(stored.kind, stored.name);
+                        failed = Some(ReadError::UndecodableResource { key, source });
+                    }
+                }
+                failed.is_none() && page.len() < Self::PAGE
+            })
+        })?;
+        self.ended = page.len() < Self::PAGE;
+        self.after = page.last().map(|(resource, _)| resource.key());
+        self.page = page.into_iter();
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+impl Iterator for Resources {
+    type Item = Result<(Resource, Lsn), ReadError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if let Some(resource) = self.page.next() {
+                return Some(Ok(resource));
+            }
+            if self.ended {
+                return None;
+            }
+            if let Err(error) = self.next_page() {
+                self.ended = true;
+                return Some(Err(error));
+            }
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.intake.finish(End::Closed);
+        let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner);
+        // First the writer, so that the follower sees the last record.
+        if threads.writer.take().is_some_and(|writer| writer.join().is_err()) {
+            tracing::error!("the journal's writer panicked");
+        }
+        self.bell.close();
+        if threads.follower.take().is_some_and(|follower| follower.join().is_err()) {
+            tracing::error!("the journal's follower panicked");
+        }
+    }
+}
+
+struct Running {
+    library: Library,
+    shelf: Shelf,
+    durable_tx: watch::Sender<Durable<Head>>,
+    report: OpenReport,
+    lock: Lock,
+}
+
+fn start(config: &Config, dir: std::path::PathBuf, log: OpenLog, running: Running) -> Result<Inner, OpenError> {
+    let Running { library, shelf, durable_tx, report, lock } = running;
+    let thread_error = io_error("start a thread for", &config.state_dir);
+    let sources = Sources::new(shelf.with(|store| store.sources())?);
+    let shelf = Arc::new(shelf);
+    let bell = Arc::new(Bell::default());
+    let (stored_tx, stored) = watch::channel(Stored { lsn: shelf.head(), stuck: None });
+    let intake = Arc::new(Intake::new(config, &log, boot_id(), sources, stored.clone()));
+    let preparer = Preparer::start(Arc::clone(&config.disk), dir, config.segment_bytes).map_err(thread_error)?;
+    let writer = Writer {
+        intake: Arc::clone(&intake),
+        segments: log.writer,
+        durable: durable_tx,
+        stored: stored.clone(),
+        bell: Arc::clone(&bell),
+        preparer,
+    };
+    let follower =
+        Follower { library: library.clone(), shelf: Arc::clone(&shelf), bell: Arc::clone(&bell), stored: stored_tx };
+    let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+        let spawned = thread::Builder::new().name(name.to_owned()).spawn(work);
+        spawned.map_err(io_error("start a thread for", &config.state_dir))
+    };
+    let writer = spawn("journal-write", Box::new(move || writer.run()))?;
+    let follower = spawn("journal-follow", Box::new(move || follower.run()))?;
+    let threads = Mutex::new(Threads { writer: Some(writer), follower: Some(follower) });
+    Ok(Inner { store_id: library.store_id, report, intake, library, shelf, bell, stored, threads, _lock: lock })
+}
+
+/// The store id: what the directory says, else what its segments say, else a new one.
+fn establish_identity(config: &Config, dir: &Path) -> Result<StoreId, OpenError> {
+    if let Some(store_id) = read_identity(&config.state_dir)? {
+        return Ok(store_id);
+    }
+    let of_segments = store_id_of_segments(&*config.disk, dir).map_err(io_error("list", dir))?;
+    let store_id = match of_segments {
+        Some(store_id) => {
+            tracing::warn!(%store_id, path = %config.state_dir.display(), "the store-id file was missing; taken from the segments");
+            store_id
+        }
+        None => random_store_id().map_err(io_error("choose a store id for", &config.state_dir))?,
+    };
+    write_identity(&config.state_dir, store_id)?;
+    Ok(store_id)
+}
+
+fn random_store_id() -> io::Result<StoreId> {
+    let mut id = [0; 16];
+    let mut random = fs::File::open("/dev/urandom")?;
+    io::Read::read_exact(&mut random, &mut id)?;
+    Ok(StoreId(id))
+}
+
+/// The kernel's boot id; zeros where there is none to be read, which equals no other boot's.
+fn boot_id() -> BootId {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let mut id = [0; 16];
+    let digits: Vec<u8> =
+        text.bytes().filter_map(|byte| char::from(byte).to_digit(16)).map(|digit| digit as u8).collect();
+    if digits.len() == 32 {
+        for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = pair[0] << 4 | pair[1];
+        }
+    }
+    BootId(id)
+}
+
+/// Catching up reads the log and writes the store; either may refuse.
+fn open_error(error: ReadError) -> OpenError {
+    match error {
+        ReadError::Damaged { path, damage } => OpenError::Damaged { path, damage },
+        ReadError::Undecodable { lsn, source } => OpenError::Undecodable { lsn, source },
+        ReadError::Store(source) => OpenError::Store(source),
+        ReadError::Io { action, path, source } => OpenError::Io { action, path, source },
+        other => OpenError::Unreadable { source: other },
+    }
+}
+
+fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> OpenError + use<'a> {
+    move |source| OpenError::Io { action, path: path.to_owned(), source }
 }

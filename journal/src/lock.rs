@@ -1,0 +1,136 @@
+//! One process at a time: the lock file of a state directory, and the directory itself.
+//!
+//! The lock is the kernel's (flock), so it ends with the process however that ends; the file's text is only there to name
+//! the holder.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::Path;
+
+use storage_schema::id::StoreId;
+
+use crate::error::OpenError;
+
+const LOCK_FILE: &str = "LOCK";
+const IDENTITY_FILE: &str = "store-id";
+
+/// The lock on a state directory, released when dropped.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
+}
+
+/// Creates or checks the state directory and takes its lock.
+pub(crate) fn lock_state_dir(dir: &Path) -> Result<Lock, OpenError> {
+    let failed = |action| move |source| OpenError::Io { action, path: dir.to_owned(), source };
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("create"))?;
+    let ours = dir.join(LOCK_FILE).exists() || dir.join(IDENTITY_FILE).exists();
+    let empty = fs::read_dir(dir).map_err(failed("list"))?.next().is_none();
+    if !ours && !empty {
+        return Err(OpenError::NotOurs { path: dir.to_owned() });
+    }
+    fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(failed("restrict the mode of"))?;
+    let path = dir.join(LOCK_FILE);
+    let failed = |action| {
+        let path = path.clone();
+        move |source| OpenError::Io { action, path, source }
+    };
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false).mode(0o600);
+    let mut file = options.open(&path).map_err(failed("open"))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            // Who holds it may be about to write this: an unreadable text is no other error.
+            let _ = file.read_to_string(&mut text);
+            return Err(OpenError::InUse { path: dir.to_owned(), pid: text.trim().parse().unwrap_or_default() });
+        }
+        Err(TryLockError::Error(source)) => return Err(failed("lock")(source)),
+    }
+    write_pid(&mut file).map_err(failed("write"))?;
+    Ok(Lock { _file: file })
+}
+
+fn write_pid(file: &mut File) -> io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
+    writeln!(file, "{}", std::process::id())
+}
+
+/// The state directory's store id, if it has one.
+pub(crate) fn read_identity(dir: &Path) -> Result<Option<StoreId>, OpenError> {
+    let path = dir.join(IDENTITY_FILE);
+    let failed = |source| OpenError::Io { action: "read", path: path.clone(), source };
+    let text = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        text => text.map_err(failed)?,
+    };
+    match parse_identity(text.trim()) {
+        Some(store_id) => Ok(Some(store_id)),
+        None => Err(OpenError::BadIdentity { path }),
+    }
+}
+
+/// Writes the store id, durably.
+pub(crate) fn write_identity(dir: &Path, store_id: StoreId) -> Result<(), OpenError> {
+    let path = dir.join(IDENTITY_FILE);
+    let unnamed = dir.join("store-id.new");
+    let write = || -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&unnamed)?;
+        writeln!(file, "{store_id}")?;
+        file.sync_all()?;
+        fs::rename(&unnamed, &path)?;
+        File::open(dir)?.sync_all()
+    };
+    write().map_err(|source| OpenError::Io { action: "write", path: path.clone(), source })
+}
+
+fn parse_identity(text: &str) -> Option<StoreId> {
+    let mut id = [0; 16];
+    if text.len() != 2 * id.len() || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (byte, digits) in id.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(StoreId(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identities_survive_their_text() {
+        let id = StoreId(*b"0123456789abcdef");
+        assert_eq!(parse_identity(&id.to_string()), Some(id));
+        for bad in ["", "30", "zz313233343536373839616263646566", "+0313233343536373839616263646566"] {
+            assert_eq!(parse_identity(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_second_holder_is_refused_and_told_who_holds_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = lock_state_dir(dir.path()).unwrap();
+        match lock_state_dir(dir.path()) {
+            Err(OpenError::InUse { pid, .. }) => assert_eq!(pid, std::process::id()),
+            other => panic!("{other:?}"),
+        }
+        drop(lock);
+        lock_state_dir(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_directory_of_other_files_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("thesis.tex"), "x").unwrap();
+        let mode = fs::metadata(dir.path()).unwrap().permissions().mode();
+        assert!(matches!(lock_state_dir(dir.path()), Err(OpenError::NotOurs { .. })));
+        assert_eq!(fs::metadata(dir.path()).unwrap().permissions().mode(), mode);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,149 @@
+//! Where the store stands: opened, proven against the journal, rebuilt when it has to be, replaced while the journal runs.
+
+use std::path::PathBuf;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+use storage_schema::id::{Lsn, StoreId};
+
+use crate::config::Config;
+use crate::durable::Head;
+use crate::error::{OpenError, ReadError, StoreError};
+use crate::read::Library;
+use crate::store::{Batch, Store};
+
+/// The most that is folded in one transaction.
+const BATCH_RECORDS_MAX: usize = 8192;
+const BATCH_BYTES_MAX: usize = 8 << 20;
+
+/// The store's place. Readers hold it still; a fold waits for them.
+#[derive(Debug)]
+pub(crate) struct Shelf {
+    path: PathBuf,
+    store_id: StoreId,
+    cache_bytes: u64,
+    receipts_per_source: usize,
+    store: RwLock<Option<Store>>,
+}
+
+/// Why a store was built anew, and what it knew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rebuilt {
+    pub(crate) reason: String,
+    /// The record it showed, if that is beyond the journal's end.
+    pub(crate) ahead_lsn: Option<Lsn>,
+}
+
+impl Shelf {
+    /// Opens the store; one that cannot be used is deleted and begins empty. It is not caught up yet.
+    pub(crate) fn open(config: &Config, library: &Library) -> Result<(Self, Option<Rebuilt>), OpenError> {
+        let shelf = Self {
+            path: config.state_dir.join("store"),
+            store_id: library.store_id,
+            cache_bytes: config.store_cache_bytes,
+            receipts_per_source: config.receipts_per_source,
+            store: RwLock::new(None),
+        };
+        let rebuilt = shelf.open_store(library)?;
+        Ok((shelf, rebuilt))
+    }
+
+    /// Opens the store again after it has failed; returns the record it shows then.
+    pub(crate) fn reopen(&self, library: &Library) -> Result<Lsn, StoreError> {
+        *self.store.write().unwrap_or_else(PoisonError::into_inner) = None;
+        self.open_store(library)?;
+        Ok(self.head())
+    }
+
+    fn open_store(&self, library: &Library) -> Result<Option<Rebuilt>, StoreError> {
+        let there = self.path.exists();
+        let open = || Store::open(&self.path, self.store_id, self.cache_bytes, self.receipts_per_source);
+        let (store, rebuilt) = match open().map(|store| (disagreement(&store, library), store)) {
+            Ok((None, store)) => (store, None),
+            Ok((Some(rebuilt), store)) => {
+                drop(store);
+                Store::delete(&self.path)?;
+                (open()?, Some(rebuilt))
+            }
+            Err(error) => {
+                Store::delete(&self.path)?;
+                (open()?, Some(Rebuilt { reason: error.to_string(), ahead_lsn: None }))
+            }
+        };
+        let missing = !there && library.durable_lsn() > Lsn::ZERO;
+        let rebuilt =
+            rebuilt.or_else(|| missing.then(|| Rebuilt { reason: "it was missing".to_owned(), ahead_lsn: None }));
+        if let Some(rebuilt) = &rebuilt {
+            tracing::warn!(path = %self.path.display(), reason = rebuilt.reason, "rebuilding the store from the journal");
+        }
+        *self.store.write().unwrap_or_else(PoisonError::into_inner) = Some(store);
+        Ok(rebuilt)
+    }
+
+    /// Folds everything that is durable, telling `progress` each record reached; returns how many records that were.
+    pub(crate) fn catch_up(&self, library: &Library, mut progress: impl FnMut(Lsn)) -> Result<u64, ReadError> {
+        let mut records = library.read_from(self.head_checked()?.next())?;
+        let mut folded = 0;
+        loop {
+            let mut batch = Batch::default();
+            while batch.records < BATCH_RECORDS_MAX && batch.bytes < BATCH_BYTES_MAX {
+                let Some(record) = records.next_encoded() else { break };
+                batch.add(&*record?, self.receipts_per_source)?;
+            }
+            if batch.records == 0 {
+                return Ok(folded);
+            }
+            let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+            store.as_mut().ok_or_else(|| self.absent())?.fold(&batch)?;
+            drop(store);
+            folded += batch.records as u64;
+            progress(Lsn(records.next_lsn().0 - 1));
+        }
+    }
+
+    pub(crate) fn flush(&self) -> Result<(), StoreError> {
+        self.with(Store::flush)
+    }
+
+    /// The record that the store shows; 0 while there is none.
+    pub(crate) fn head(&self) -> Lsn {
+        self.read().as_ref().map_or(Lsn::ZERO, |store| store.head().lsn)
+    }
+
+    /// Asks the store. It stands still meanwhile.
+    pub(crate) fn with<T, E: From<StoreError>>(&self, question: impl FnOnce(&Store) -> Result<T, E>) -> Result<T, E> {
+        question(self.read().as_ref().ok_or_else(|| self.absent())?)
+    }
+
+    fn head_checked(&self) -> Result<Lsn, StoreError> {
+        self.with(|store| Ok(store.head().lsn))
+    }
+
+    fn absent(&self) -> StoreError {
+        StoreError::Absent { path: self.path.clone() }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Option<Store>> {
+        self.store.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Why a store that is whole is not this journal's, if it is not.
+fn disagreement(store: &Store, library: &Library) -> Option<Rebuilt> {
+    let head = store.head();
+    let durable: Head = **library.durable.borrow();
+    if head.lsn > durable.lsn {
+        let reason = format!("it shows record {}, the journal ends at {}", head.lsn, durable.lsn);
+        return Some(Rebuilt { reason, ahead_lsn: Some(head.lsn) });
+    }
+    let hash = if head.lsn == Lsn::ZERO {
+        Head::EMPTY.hash
+    } else {
+        match library.encoded_record(head.lsn) {
+            Ok(record) => record.hash(),
+            // Retention may have been ahead of the store.
+            Err(error) => return Some(Rebuilt { reason: error.to_string(), ahead_lsn: None }),
+        }
+    };
+    (hash != head.hash)
+        .then(|| Rebuilt { reason: format!("it disagrees with the journal on record {}", head.lsn), ahead_lsn: None })
+}

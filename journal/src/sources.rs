@@ -1,0 +1,162 @@
+//! Who has pushed what: deduplication by (source, version) and fencing by incarnation.
+//!
+//! A source's versions ascend over all of its lives; a newer incarnation fences the older ones off. What is queued but not
+//! durable counts: a push that comes again while the first one is on its way waits for the same acknowledgement.
+//! Records that the store has folded are forgotten here and answered from there.
+
+use std::collections::{HashMap, VecDeque};
+
+use storage_schema::id::{Lsn, RecordHash};
+use storage_schema::record::Origin;
+
+use crate::error::{AppendError, OriginError};
+
+/// What is known about a source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SourceState {
+    /// The newest life of it that has written.
+    pub incarnation: u64,
+    /// Its last version, if it numbers its transactions.
+    pub last_version: Option<u64>,
+    /// The last record it wrote.
+    pub last_lsn: Lsn,
+}
+
+/// A record that a source has written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    pub(crate) lsn: Lsn,
+    pub(crate) hash: RecordHash,
+}
+
+/// What is known about a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// New.
+    Fresh,
+    /// It is this record.
+    Known(Known),
+    /// Not newer than the last one, and not among the recent ones: the store may know it.
+    AskStore { last: u64 },
+}
+
+/// All sources, with their recent pushes.
+#[derive(Debug, Default)]
+pub(crate) struct Sources(HashMap<String, Source>);
+
+#[derive(Debug)]
+struct Source {
+    state: SourceState,
+    /// Versions that may not be in the store yet, ascending.
+    recent: VecDeque<(u64, Known)>,
+}
+
+impl Sources {
+    pub(crate) fn new(states: impl IntoIterator<Item = (String, SourceState)>) -> Self {
+        Self(states.into_iter().map(|(name, state)| (name, Source { state, recent: VecDeque::new() })).collect())
+    }
+
+    pub(crate) fn state(&self, name: &str) -> Option<SourceState> {
+        self.0.get(name).map(|source| source.state)
+    }
+
+    pub(crate) fn all(&self) -> Vec<(String, SourceState)> {
+        self.0.iter().map(|(name, source)| (name.clone(), source.state)).collect()
+    }
+
+    /// What is known about a push.
+    pub(crate) fn standing(&self, origin: &Origin) -> Result<Standing, OriginError> {
+        let Some(source) = self.0.get(&origin.source) else { return Ok(Standing::Fresh) };
+        if origin.incarnation < source.state.incarnation {
+            return Err(OriginError::Fenced {
+                origin: origin.source.clone(),
+                given: origin.incarnation,
+                current: source.state.incarnation,
+            });
+        }
+        let (Some(given), Some(last)) = (origin.version, source.state.last_version) else { return Ok(Standing::Fresh) };
+        if given > last {
+            return Ok(Standing::Fresh);
+        }
+        Ok(match source.recent.binary_search_by_key(&given, |recent| recent.0) {
+            Ok(at) => Standing::Known(source.recent[at].1),
+            Err(_) => Standing::AskStore { last },
+        })
+    }
+
+    /// Refuses what must not be journaled, whatever the caller has asked before.
+    pub(crate) fn admit(&self, origin: &Origin) -> Result<(), AppendError> {
+        match self.standing(origin)? {
+            Standing::Fresh => Ok(()),
+            Standing::Known(_) | Standing::AskStore { .. } => Err(AppendError::Repeated {
+                origin: origin.source.clone(),
+                version: origin.version.unwrap_or_default(),
+            }),
+        }
+    }
+
+    /// Notes a push that has got its number.
+    pub(crate) fn note(&mut self, origin: &Origin, known: Known, stored_lsn: Lsn, receipts_per_source: usize) {
+        let state = SourceState { incarnation: origin.incarnation, last_version: origin.version, last_lsn: known.lsn };
+        let source = match self.0.get_mut(&origin.source) {
+            Some(source) => source,
+            None => self.0.entry(origin.source.clone()).or_insert(Source { state, recent: VecDeque::new() }),
+        };
+        source.state = SourceState { last_version: origin.version.or(source.state.last_version), ..state };
+        while source.recent.front().is_some_and(|front| front.1.lsn <= stored_lsn) {
+            source.recent.pop_front();
+        }
+        if source.recent.len() >= receipts_per_source {
+            source.recent.pop_front();
+        }
+        if let Some(version) = origin.version {
+            source.recent.push_back((version, known));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(incarnation: u64, version: impl Into<Option<u64>>) -> Origin {
+        Origin { source: "cp".to_owned(), incarnation, version: version.into() }
+    }
+
+    fn known(lsn: u64) -> Known {
+        Known { lsn: Lsn(lsn), hash: RecordHash::default() }
+    }
+
+    #[test]
+    fn versions_are_recognised_refused_and_forgotten() {
+        let mut sources = Sources::default();
+        assert_eq!(sources.standing(&origin(1, 5)).unwrap(), Standing::Fresh);
+        sources.note(&origin(1, 5), known(1), Lsn::ZERO, 10);
+        sources.note(&origin(1, 7), known(2), Lsn::ZERO, 10);
+        assert_eq!(sources.standing(&origin(1, 5)).unwrap(), Standing::Known(known(1)));
+        assert_eq!(sources.standing(&origin(1, 6)).unwrap(), Standing::AskStore { last: 7 });
+        assert_eq!(sources.standing(&origin(1, 8)).unwrap(), Standing::Fresh);
+        assert!(matches!(sources.admit(&origin(1, 7)), Err(AppendError::Repeated { version: 7, .. })));
+        // Once the store has it, the store is asked.
+        sources.note(&origin(1, 9), known(3), Lsn(2), 10);
+        assert_eq!(sources.standing(&origin(1, 7)).unwrap(), Standing::AskStore { last: 9 });
+    }
+
+    #[test]
+    fn unnumbered_pushes_keep_the_last_version() {
+        let mut sources = Sources::default();
+        sources.note(&origin(1, 5), known(1), Lsn::ZERO, 10);
+        sources.note(&origin(1, None), known(2), Lsn::ZERO, 10);
+        let state = sources.state("cp").unwrap();
+        assert_eq!((state.last_version, state.last_lsn), (Some(5), Lsn(2)));
+    }
+
+    #[test]
+    fn an_older_incarnation_is_fenced_off() {
+        let mut sources = Sources::default();
+        sources.note(&origin(2, 5), known(1), Lsn::ZERO, 10);
+        assert!(matches!(sources.standing(&origin(1, 6)), Err(OriginError::Fenced { given: 1, current: 2, .. })));
+        assert_eq!(sources.standing(&origin(3, 6)).unwrap(), Standing::Fresh);
+        assert_eq!(sources.standing(&origin(3, 5)).unwrap(), Standing::Known(known(1)), "versions outlive a life");
+    }
+}

@@ -1,0 +1,32 @@
+//! Resources and transactions for tests.
+
+#![allow(dead_code, reason = "each test crate uses its own part")]
+
+use storage_schema::record::{Delta, Origin, Transaction};
+use storage_schema::resource::{Resource, Service, ServicePort};
+
+/// A service with a name and a port.
+pub(crate) fn service(name: &str) -> Service {
+    let port = ServicePort { name: String::new(), port: 80, target_port: 8080, protocol: Default::default() };
+    Service {
+        name: name.to_owned(),
+        vips: vec!["10.96.0.1".parse().expect("an address")],
+        ports: vec![port],
+        ..Service::default()
+    }
+}
+
+/// The delta that makes it so.
+pub(crate) fn upsert(service: Service) -> Delta {
+    Delta::Upsert(Resource::Service(service))
+}
+
+/// Who pushes.
+pub(crate) fn origin(source: &str, incarnation: u64, version: u64) -> Origin {
+    Origin { source: source.to_owned(), incarnation, version: Some(version) }
+}
+
+/// A transaction of a source's first incarnation.
+pub(crate) fn transaction(source: &str, version: Option<u64>, deltas: Vec<Delta>) -> Transaction {
+    Transaction { origin: Origin { source: source.to_owned(), incarnation: 1, version }, deltas }
+}
