@@ -111,16 +111,17 @@ fn find_toolchain() -> Result<PathBuf, String> {
             .map(|()| prefix.clone())
             .map_err(|why| format!("{TOOLCHAIN_VARIABLE}={}: {why}", prefix.display()));
     }
-    let mut refused = String::new();
+    let mut refused = Vec::new();
     for (name, prefix) in [("Debian's", Some(PathBuf::from("/usr"))), ("rustup's nightly", rustup_nightly())] {
         match prefix.map(|prefix| qualify(&prefix).map(|()| prefix)) {
             Some(Ok(prefix)) => return Ok(prefix),
-            Some(Err(why)) => refused += &format!("\n  {name}: {why}"),
-            None => refused += &format!("\n  {name}: not installed"),
+            Some(Err(why)) => refused.push(format!("  {name}: {why}")),
+            None => refused.push(format!("  {name}: not installed")),
         }
     }
     Err(format!(
-        "no Rust toolchain here can build the BPF programs:{refused}\n`make setup` installs one, or set {TOOLCHAIN_VARIABLE} to the prefix of one"
+        "no Rust toolchain here can build the BPF programs:\n{}\n`make setup` installs one, or set {TOOLCHAIN_VARIABLE} to the prefix of one",
+        refused.join("\n")
     ))
 }
 
@@ -174,18 +175,23 @@ fn find_linker(workspace: &Path) -> Result<PathBuf, String> {
         .ok_or_else(|| format!("bpf-linker is neither in {} nor on PATH; `make setup` builds it", tools.display()))
 }
 
-/// The directory that holds the profile directories; `OUT_DIR` is `<it>/<profile>/build/<package>/out`.
+/// The directory that holds the profile directories: `OUT_DIR` is `<it>/[<triple>/]<profile>/build/<package>/out`.
 fn target_directory() -> Result<PathBuf, String> {
     let out = PathBuf::from(cargo_variable("OUT_DIR")?);
-    out.ancestors().nth(4).map(Path::to_path_buf).ok_or_else(|| format!("{} is no OUT_DIR of cargo's", out.display()))
+    let triple = cargo_variable("TARGET")?;
+    let mut above = out.ancestors().skip(4).skip_while(|folder| folder.ends_with(&triple));
+    above.next().map(Path::to_path_buf).ok_or_else(|| format!("{} is no OUT_DIR of cargo's", out.display()))
 }
 
 fn inner_cargo(workspace: &Path, toolchain: &Path, linker: &Path) -> Result<Command, String> {
+    // BTF names the sources; the same sources make the same object wherever they are checked out.
+    let cargo_home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")));
+    let cargo_home = cargo_home.ok_or("neither CARGO_HOME nor a home directory is known")?;
     let flags = [
         format!("--cfg=bpf_target_arch=\"{}\"", cargo_variable("CARGO_CFG_TARGET_ARCH")?),
         "-Clink-arg=--btf".to_owned(),
-        // The object names its sources in BTF; the same sources make the same object wherever they are checked out.
         format!("--remap-path-prefix={}=holdfast", workspace.display()),
+        format!("--remap-path-prefix={}=cargo", cargo_home.display()),
     ];
     let folders = [linker.parent(), Some(&toolchain.join("bin"))]
         .into_iter()
@@ -197,7 +203,7 @@ fn inner_cargo(workspace: &Path, toolchain: &Path, linker: &Path) -> Result<Comm
         .map_err(|error| format!("PATH: {error}"))?;
 
     let mut cargo = Command::new(toolchain.join("bin/cargo"));
-    for name in env::vars_os().map(|(name, _)| name).filter(|name| leaks(name)) {
+    for name in env::vars_os().map(|(name, _)| name).filter(leaks) {
         cargo.env_remove(name);
     }
     cargo
