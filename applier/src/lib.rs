@@ -1,1 +1,54 @@
-//! Being written.
+//! From journal records to transactions on BPF maps: atomic, idempotent, and safe to kill at every step.
+//!
+//! ```text
+//!   push ──▶ admission ──────────────▶ journal ──durable──▶ applier thread ──▶ tables (pinned maps)
+//!            model: does it fit?        (LSN, fsync, ack)    merge, stage, flip, retire
+//!            plan: which entries change? ─────changes, by LSN─────▲
+//! ```
+//!
+//! * [`validate`], [`model`], [`plan`], [`entry`]: pure. What a transaction means: refused with a reason, or admitted with
+//!   the table entries it changes.
+//! * [`apply`]: the protocol that makes changes visible with one store; [`recovery`]: the way back in after a crash.
+//! * [`tables`]: where the writes go, kernel maps or plain memory.
+//! * [`start`], [`pipeline`]: choosing a generation at start, and the thread that follows the journal.
+//!
+//! Invariants, by name, tested by name:
+//!
+//! * `ADMITTED_FITS`: what is journaled can be applied; it was validated against the state it applies to.
+//! * `ONE_FLIP`: a reader sees the state of exactly one epoch, in all tables together.
+//! * `DURABLE_FIRST`: no state is shown that the journal has not behind an fsync ([`journal::Durable`]).
+//! * `NOTHING_TWICE`: applying again what is visible writes nothing.
+//! * `NOTHING_LEAKS`: after a grace period the tables use exactly what the state needs.
+
+#![deny(unsafe_code)]
+
+pub mod apply;
+pub mod entry;
+mod layout;
+pub mod model;
+pub mod pipeline;
+pub mod plan;
+pub mod recovery;
+pub mod start;
+pub mod tables;
+pub mod validate;
+
+pub use apply::{Applied, Applier, ApplyError, Pressure};
+pub use model::{Model, Rejection};
+pub use pipeline::{Pending, Pipeline, PushError, Status};
+pub use recovery::{Identity, Recovered};
+pub use start::{StartError, Target};
+
+/// Places where a test can end the process.
+pub const FAILPOINTS: &[&str] = &[
+    "applier.before_stage",
+    "applier.after_backends",
+    "applier.after_services",
+    "applier.before_flip",
+    "applier.after_flip",
+    "applier.before_retire",
+    "applier.after_retire",
+    "applier.before_complete",
+    "applier.before_activate",
+    "applier.after_activate",
+];

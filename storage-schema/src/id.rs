@@ -80,8 +80,9 @@ impl ResourceId {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&[key.kind as u8]);
         hasher.update(key.name.as_bytes());
-        let [a, b, c, d, e, f, g, h, ..] = *hasher.finalize().as_bytes();
-        Self(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+        let hash = hasher.finalize();
+        let (first, _) = hash.as_bytes().split_first_chunk().expect("a hash has 32 bytes");
+        Self(u64::from_le_bytes(*first))
     }
 }
 

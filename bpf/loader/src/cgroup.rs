@@ -19,8 +19,8 @@ impl Cgroup {
         /// `CGROUP2_SUPER_MAGIC` of linux/magic.h.
         const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
         let directory = File::open(path).map_err(LoadError::io("open the cgroup", path))?;
-        let file_system = rustix::fs::fstatfs(&directory)
-            .map_err(|errno| LoadError::io("examine the cgroup", path)(errno.into()))?;
+        let file_system =
+            rustix::fs::fstatfs(&directory).map_err(|errno| LoadError::io("examine the cgroup", path)(errno.into()))?;
         if file_system.f_type != CGROUP2_SUPER_MAGIC {
             return Err(LoadError::NotCgroup2 { path: path.to_path_buf() });
         }

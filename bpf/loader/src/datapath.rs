@@ -162,11 +162,6 @@ fn require_bpffs(pin_root: &Path) -> Result<(), LoadError> {
     /// `BPF_FS_MAGIC` of linux/magic.h.
     const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
     let existing = pin_root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let file_system =
-        rustix::fs::statfs(existing).map_err(|errno| LoadError::io("examine", existing)(errno.into()))?;
-    if file_system.f_type == BPF_FS_MAGIC {
-        Ok(())
-    } else {
-        Err(LoadError::NotBpffs { path: existing.to_path_buf() })
-    }
+    let file_system = rustix::fs::statfs(existing).map_err(|errno| LoadError::io("examine", existing)(errno.into()))?;
+    if file_system.f_type == BPF_FS_MAGIC { Ok(()) } else { Err(LoadError::NotBpffs { path: existing.to_path_buf() }) }
 }

@@ -106,9 +106,8 @@ impl Generation {
 
     /// How many entries its tables have room for.
     pub fn capacities(&self) -> Result<Capacities, LoadError> {
-        let entries = |name: &str| {
-            MapInfo::from_pin(self.map(name)).map(|info| info.max_entries()).map_err(LoadError::map(name))
-        };
+        let entries =
+            |name: &str| MapInfo::from_pin(self.map(name)).map(|info| info.max_entries()).map_err(LoadError::map(name));
         Ok(Capacities {
             frontends: entries(map::name::FRONTENDS)?,
             services: entries(map::name::SERVICES)?,

@@ -99,7 +99,8 @@ fn descriptor(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
 
 fn call(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
     // SAFETY: `attr` is a bpf_attr of the size that is given, and what it points at outlives the call.
-    let result =
-        unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_int, std::ptr::from_mut(attr), size_of::<bpf_attr>()) };
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, command as libc::c_int, std::ptr::from_mut(attr), size_of::<bpf_attr>())
+    };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

@@ -42,20 +42,22 @@ pub const fn address_words(address: core::net::IpAddr) -> [u32; 4] {
         core::net::IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
         core::net::IpAddr::V6(address) => address.octets(),
     };
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = octets;
-    [
-        u32::from_ne_bytes([a, b, c, d]),
-        u32::from_ne_bytes([e, f, g, h]),
-        u32::from_ne_bytes([i, j, k, l]),
-        u32::from_ne_bytes([m, n, o, p]),
-    ]
+    [word(&octets, 0), word(&octets, 4), word(&octets, 8), word(&octets, 12)]
+}
+
+const fn word(octets: &[u8; 16], first: usize) -> u32 {
+    u32::from_ne_bytes([octets[first], octets[first + 1], octets[first + 2], octets[first + 3]])
 }
 
 /// The address that maps keep as these words; IPv4-mapped ones come back as IPv4.
 #[must_use]
 pub const fn address_from_words(words: [u32; 4]) -> core::net::IpAddr {
-    let [a, b, c, d] = [words[0].to_ne_bytes(), words[1].to_ne_bytes(), words[2].to_ne_bytes(), words[3].to_ne_bytes()];
-    let octets = [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]];
+    let mut octets = [0; 16];
+    let mut index = 0;
+    while index < octets.len() {
+        octets[index] = words[index / 4].to_ne_bytes()[index % 4];
+        index += 1;
+    }
     core::net::IpAddr::V6(core::net::Ipv6Addr::from_octets(octets)).to_canonical()
 }
 

@@ -7,6 +7,7 @@ use crate::id::{BootId, Lsn, RecordHash};
 
 /// A change of one resource.
 #[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "nearly all deltas are upserts")]
 pub enum Delta {
     /// The resource is now as given, whether or not it was there before.
     Upsert(Resource),
