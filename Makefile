@@ -4,6 +4,9 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Written by set-up: where cargo and the project's own tools are.
 ENV := target/tools/env
 CARGO := . $(ENV) && cargo
+# What is released runs anywhere: the C library is linked in. With --target, flags are for the target alone.
+RELEASE := . $(ENV) && host=$$(rustc -vV | sed -n 's/^host: //p') && RUSTFLAGS="-Ctarget-feature=+crt-static" \
+	cargo build --locked --release --target "$$host"
 # Crash tests stop the agent at its failpoints; a release build has none.
 TEST_FEATURES := --features agent/failpoints
 TEST_BUILD := --locked --workspace $(TEST_FEATURES)
@@ -11,8 +14,8 @@ TEST_BUILD := --locked --workspace $(TEST_FEATURES)
 .DEFAULT_GOAL := all
 .PHONY: all setup test demo lint bench nightly clean distclean help
 
-all: target/tools/for-build ## Build target/release/holdfast (the BPF programs are inside).
-	$(CARGO) build --locked --release --package agent --bin holdfast
+all: target/tools/for-build ## Build target/holdfast: one static binary, the BPF programs inside.
+	$(RELEASE) --package agent --bin holdfast && cp -f $(TARGET)/$$host/release/holdfast $(TARGET)/holdfast
 
 setup: ## Install what is missing to build and test, after saying what and why.
 	@xtask/setup.sh
@@ -28,8 +31,8 @@ test: target/tools/for-test ## Run all tests; those that need the kernel need ro
 	HOLDFAST_BIN=$(abspath $(TARGET))/debug/holdfast; export HOLDFAST_BIN; $(CARGO) nextest run $(TEST_BUILD)
 
 demo: target/tools/for-demo ## Show a real mesh on this machine's kernel: balance, kill the agent, restart it.
-	$(CARGO) build --locked --release --package agent --package recovery-tests --bin holdfast --bin demo
-	HOLDFAST_BIN=$(abspath $(TARGET))/release/holdfast $(TARGET)/release/demo
+	$(RELEASE) --package agent --package recovery-tests --bin holdfast --bin demo && \
+	HOLDFAST_BIN=$(abspath $(TARGET))/$$host/release/holdfast $(TARGET)/$$host/release/demo
 
 lint: target/tools/for-lint ## Formatting, clippy, documentation, dependency edges; cargo-deny if it is installed.
 	$(CARGO) fmt --all --check
