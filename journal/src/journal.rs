@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::durable::{Durable, Head};
 use crate::error::{AppendError, OpenError, OriginError, ReadError};
 use crate::follow::{Bell, Follower, Stored};
-use crate::lock::{Lock, lock_state_dir, read_identity, write_identity};
+use crate::lock::{Lock, lock_state_dir, read_identity, remove_state_dir, write_identity};
 use crate::read::{EncodedRecord, Library, Records};
 use crate::segment::open::{LogConfig, OpenLog, open_log, store_id_of_segments};
 use crate::shelf::Shelf;
@@ -159,6 +159,11 @@ impl Journal {
         Ok(Self { inner: Arc::new(inner) })
     }
 
+    /// Removes a state directory with all that is in it. Refuses one that a process has open, or that is none.
+    pub fn remove(state_dir: &Path) -> Result<(), OpenError> {
+        remove_state_dir(state_dir)
+    }
+
     /// What opening found and did.
     pub fn open_report(&self) -> &OpenReport {
         &self.inner.report
@@ -276,6 +281,12 @@ impl Journal {
     /// pages: changes that are folded meanwhile may or may not show. [`Journal::for_each_encoded`] is exact.
     pub fn resources(&self, kind: Option<Kind>) -> Resources {
         Resources { journal: self.clone(), kind, page: Vec::new().into_iter(), after: None, ended: false }
+    }
+
+    /// The resources of one kind whose names come after `name`, for those who read in pages of their own.
+    pub fn resources_after(&self, kind: Kind, name: &str) -> Resources {
+        let after = Some(ResourceKey::new(kind, name));
+        Resources { journal: self.clone(), kind: Some(kind), page: Vec::new().into_iter(), after, ended: false }
     }
 
     /// Shows every stored resource to `visit` without decoding it, in the order of kind and name, as of the LSN that is

@@ -59,6 +59,12 @@ fn write_pid(file: &mut File) -> io::Result<()> {
     writeln!(file, "{}", std::process::id())
 }
 
+/// Removes a state directory with all that is in it. Refuses one that is in use, or that is none.
+pub(crate) fn remove_state_dir(dir: &Path) -> Result<(), OpenError> {
+    let _lock = lock_state_dir(dir)?;
+    fs::remove_dir_all(dir).map_err(|source| OpenError::Io { action: "remove", path: dir.to_owned(), source })
+}
+
 /// The state directory's store id, if it has one.
 pub(crate) fn read_identity(dir: &Path) -> Result<Option<StoreId>, OpenError> {
     let path = dir.join(IDENTITY_FILE);
@@ -122,6 +128,21 @@ mod tests {
         }
         drop(lock);
         lock_state_dir(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn a_state_directory_is_removed_unless_it_is_in_use_or_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        let lock = lock_state_dir(&state).unwrap();
+        assert!(matches!(remove_state_dir(&state), Err(OpenError::InUse { .. })));
+        drop(lock);
+        remove_state_dir(&state).unwrap();
+        assert!(!state.exists());
+        fs::create_dir(&state).unwrap();
+        fs::write(state.join("thesis.tex"), "x").unwrap();
+        assert!(matches!(remove_state_dir(&state), Err(OpenError::NotOurs { .. })));
+        assert!(state.join("thesis.tex").exists());
     }
 
     #[test]
