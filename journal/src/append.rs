@@ -315,6 +315,12 @@ impl Intake {
         }
     }
 
+    /// How many groups wait.
+    #[cfg(all(test, feature = "simulation"))]
+    pub(crate) fn queued_groups(&self) -> usize {
+        self.lock().groups.len()
+    }
+
     /// A group is durable: acknowledges it and makes room. Invariant (acknowledged means durable): the writer calls it after
     /// the group's sync returned `Ok`, and nothing else does.
     pub(crate) fn acknowledge(&self, group: &Group) {
@@ -357,7 +363,10 @@ impl Intake {
 impl Queue {
     fn enqueue(&mut self, intake: &Intake, head: Head, body: &[u8], wall_ns: u64) {
         let bytes = frame_bytes(body.len());
-        let opens = (self.offset + bytes as u64 > self.segment_bytes).then(|| self.roll(intake, bytes, wall_ns));
+        // An empty segment takes its first record whatever its size: a successor would begin with the same LSN.
+        let empty = self.offset == SEGMENT_HEADER_BYTES as u64;
+        let full = self.offset + bytes as u64 > self.segment_bytes && !empty;
+        let opens = full.then(|| self.roll(intake, bytes, wall_ns));
         let fits = self
             .groups
             .back()

@@ -56,7 +56,7 @@ impl Config {
     /// Refuses what cannot work, naming the field.
     pub(crate) fn validate(&self) -> Result<(), OpenError> {
         let refuse = |field, reason: String| Err(OpenError::BadConfig { field, reason });
-        if self.segment_bytes < SEGMENT_BYTES_MIN || self.segment_bytes % 4096 != 0 {
+        if self.segment_bytes < SEGMENT_BYTES_MIN || !self.segment_bytes.is_multiple_of(4096) {
             return refuse(
                 "segment_bytes",
                 format!("{} is not a multiple of 4096 of at least {SEGMENT_BYTES_MIN}", self.segment_bytes),

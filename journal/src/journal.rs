@@ -22,7 +22,7 @@ use crate::read::{EncodedRecord, Library, Records};
 use crate::segment::open::{LogConfig, OpenLog, open_log, store_id_of_segments};
 use crate::shelf::Shelf;
 use crate::sources::{SourceState, Sources, Standing};
-use crate::store::StoredResource;
+use crate::store::{Store, StoredResource};
 use crate::writer::{Preparer, Writer};
 
 /// An open journal. Clones share it; the last one to go closes it: what was submitted is written and acknowledged, the
@@ -34,7 +34,7 @@ pub struct Journal {
 
 #[derive(Debug)]
 struct Inner {
-    store_id: StoreId,
+    config: Config,
     report: OpenReport,
     intake: Arc<Intake>,
     library: Library,
@@ -155,7 +155,7 @@ impl Journal {
             store_rebuilt: rebuilt.map(|rebuilt| rebuilt.reason),
             lost,
         };
-        let inner = start(&config, dir, log, Running { library, shelf, durable_tx, report, lock })?;
+        let inner = start(config, dir, log, Running { library, shelf, durable_tx, report, lock })?;
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -171,7 +171,7 @@ impl Journal {
 
     /// Which journal this is.
     pub fn store_id(&self) -> StoreId {
-        self.inner.store_id
+        self.inner.library.store_id
     }
 
     /// How far it is.
@@ -301,6 +301,11 @@ impl Journal {
         })
     }
 
+    /// Bytes that the store takes on disk.
+    pub fn store_bytes(&self) -> Result<u64, ReadError> {
+        self.inner.shelf.with(|store| Ok(store.size_on_disk()?))
+    }
+
     /// How many resources the store has.
     pub fn resources_count(&self) -> Result<u64, ReadError> {
         self.inner.shelf.with(|store| Ok(store.resources_count()))
@@ -384,15 +389,15 @@ struct Running {
     lock: Lock,
 }
 
-fn start(config: &Config, dir: std::path::PathBuf, log: OpenLog, running: Running) -> Result<Inner, OpenError> {
+fn start(config: Config, dir: std::path::PathBuf, log: OpenLog, running: Running) -> Result<Inner, OpenError> {
     let Running { library, shelf, durable_tx, report, lock } = running;
-    let thread_error = io_error("start a thread for", &config.state_dir);
-    let sources = Sources::new(shelf.with(|store| store.sources())?);
+    let sources = Sources::new(shelf.with(Store::sources)?);
     let shelf = Arc::new(shelf);
     let bell = Arc::new(Bell::default());
     let (stored_tx, stored) = watch::channel(Stored { lsn: shelf.head(), stuck: None });
-    let intake = Arc::new(Intake::new(config, &log, boot_id(), sources, stored.clone()));
-    let preparer = Preparer::start(Arc::clone(&config.disk), dir, config.segment_bytes).map_err(thread_error)?;
+    let intake = Arc::new(Intake::new(&config, &log, boot_id(), sources, stored.clone()));
+    let preparer = Preparer::start(Arc::clone(&config.disk), dir, config.segment_bytes)
+        .map_err(io_error("start a thread for", &config.state_dir))?;
     let writer = Writer {
         intake: Arc::clone(&intake),
         segments: log.writer,
@@ -410,7 +415,7 @@ fn start(config: &Config, dir: std::path::PathBuf, log: OpenLog, running: Runnin
     let writer = spawn("journal-write", Box::new(move || writer.run()))?;
     let follower = spawn("journal-follow", Box::new(move || follower.run()))?;
     let threads = Mutex::new(Threads { writer: Some(writer), follower: Some(follower) });
-    Ok(Inner { store_id: library.store_id, report, intake, library, shelf, bell, stored, threads, _lock: lock })
+    Ok(Inner { config, report, intake, library, shelf, bell, stored, threads, _lock: lock })
 }
 
 /// The store id: what the directory says, else what its segments say, else a new one.
@@ -440,15 +445,8 @@ fn random_store_id() -> io::Result<StoreId> {
 /// The kernel's boot id; zeros where there is none to be read, which equals no other boot's.
 fn boot_id() -> BootId {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let mut id = [0; 16];
-    let digits: Vec<u8> =
-        text.bytes().filter_map(|byte| char::from(byte).to_digit(16)).map(|digit| digit as u8).collect();
-    if digits.len() == 32 {
-        for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
-            *byte = pair[0] << 4 | pair[1];
-        }
-    }
-    BootId(id)
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    BootId(u128::from_str_radix(&digits, 16).unwrap_or_default().to_be_bytes())
 }
 
 /// Catching up reads the log and writes the store; either may refuse.

@@ -1,4 +1,50 @@
-//! Holdfast's durable event log.
+//! Holdfast's durable event log, and the current state that is derived from it.
+//!
+//! ```text
+//!  origin?            submit                 group            one write,
+//!  reserve ─► permit ───────► LSN, hash, ──────────► writer ─► one fdatasync ─► durable head ─► acks
+//!  (waits while the queue     frame, place           thread         │                 │
+//!   is full)                  in a segment                          ▼                 ▼
+//!                             (under one lock)            journal/<first LSN>.seg   follower ─► store (sled):
+//!                                                         the truth                 thread      state, sources
+//!                                                             ▲                                 derived, lazy
+//!                                                     readers, by LSN
+//! ```
+//!
+//! **In.** A pusher asks [`Journal::origin`] whether its transaction is new, takes a place in the bounded queue
+//! ([`Journal::reserve`]) and submits. The record gets its number, is chained to its predecessor by BLAKE3, and becomes a frame
+//! at a place that is already decided. The writer thread takes everything that has gathered while it was at the disk: one
+//! write, one fdatasync, then the durable head moves and all of it is acknowledged.
+//!
+//! **Out.** [`Journal::read_from`] reads what is durable, from any LSN on. [`Journal::resource`] and its companions read the
+//! store, which follows; [`Journal::wait_stored`] waits until it has caught up with what one has written.
+//!
+//! **Failure.** A write or sync that fails is final: the writer stops, every queued push gets the error, and the cause is kept.
+//! [`segment::recovery`] holds the table of what the end of a log can look like and what is done about it.
+//!
+//! # Invariants
+//!
+//! * `ACKED_IS_DURABLE`: an ack, and a [`Durable`], exists only after the fdatasync that covers its record returned `Ok`.
+//! * `DENSE`: LSNs have no gaps; record *n* holds the hash of record *n*−1.
+//! * `WHOLE`: a transaction is one frame: a record is there whole, or not at all.
+//! * `PREFIX`: what a crash leaves is a prefix of what was submitted, and no shorter than what was acknowledged.
+//! * `NO_SILENT_LOSS`: damage to an acknowledged record is refused with its LSN, never cut. (The one case that cannot be told
+//!   from a torn write, damage to the whole last group, is reported as `OpenReport::lost` when the store knows better.)
+//! * `DERIVED`: the store can be deleted at any time; it equals the fold of the log up to its LSN or it is rebuilt.
+//! * `ONCE`: a (source, version) is in the log at most once, however often it is pushed.
+//! * `BOUNDED`: queue, group, record, receipts and the store's cache have limits.
+//!
+//! Architecture invariant: this crate knows no meaning of a resource; it validates nothing but sizes and origins.
+//!
+//! # Files
+//!
+//! ```text
+//! <state dir>/           mode 0700
+//!   LOCK                 flock; the holder's pid
+//!   store-id             32 hexadecimal digits
+//!   journal/*.seg        the log
+//!   store/               sled
+//! ```
 
 #![forbid(unsafe_code)]
 
@@ -15,6 +61,8 @@ mod lock;
 mod read;
 pub mod segment;
 mod shelf;
+#[cfg(all(test, feature = "simulation"))]
+mod simulation;
 mod sources;
 mod store;
 mod writer;
@@ -22,6 +70,7 @@ mod writer;
 pub use append::{Ack, Permit, Receipt, Submitted};
 pub use clock::{Clock, Instant, SystemClock};
 pub use config::Config;
+pub use disk::{Disk, DiskFile, RealDisk};
 pub use durable::{Durable, Head};
 pub use error::{AppendError, OpenError, OriginError, ReadError, StoreError, WriteFailure};
 pub use journal::{DurableWatch, Journal, OpenReport, OriginState, Resources, Watermarks};

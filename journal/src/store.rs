@@ -481,7 +481,7 @@ fn open_and_prove(path: &Path, store_id: StoreId, cache_bytes: u64) -> Result<(D
         (TreeTag::Receipts, &trees.receipts),
     ];
     for (tag, tree) in tagged {
-        for entry in tree.iter() {
+        for entry in tree {
             let (key, value) = entry.map_err(&failed)?;
             sum = sum.wrapping_add(digest(tag, &key, &value));
         }

@@ -279,7 +279,7 @@ fn closing_writes_what_was_submitted() {
     }
     assert!(matches!(permit.submit(transaction("t", None, vec![])), Err(AppendError::Closed)));
     assert_eq!(durable.head().lsn, Lsn(50));
-    assert_eq!(durable.blocking_past(Lsn(50), Duration::from_secs(60)), None);
+    assert_eq!(durable.blocking_past(Lsn(50), Duration::from_mins(1)), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

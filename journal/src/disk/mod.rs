@@ -7,6 +7,8 @@
 //! * an error from `sync_data` is final: what was written since the last good one may be lost, whatever a read shows.
 
 mod real;
+#[cfg(feature = "simulation")]
+pub mod simulated;
 
 use std::fmt;
 use std::io;

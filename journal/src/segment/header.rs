@@ -24,6 +24,8 @@ pub const FORMAT_VERSION: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"HFJRNL\r\n";
 const CHECKED_BYTES: usize = 96;
+const HEADER_BYTES_FIELD: u32 = 4096;
+const _: () = assert!(HEADER_BYTES_FIELD as usize == SEGMENT_HEADER_BYTES);
 
 /// What a segment says about itself and the one before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +67,7 @@ impl SegmentHeader {
         };
         put(&MAGIC);
         put(&FORMAT_VERSION.to_le_bytes());
-        put(&(SEGMENT_HEADER_BYTES as u32).to_le_bytes());
+        put(&HEADER_BYTES_FIELD.to_le_bytes());
         put(&self.store_id.0);
         put(&self.first_lsn.0.to_le_bytes());
         put(&self.previous_hash.0);
@@ -100,7 +102,7 @@ impl SegmentHeader {
         };
         let crc = u32::from_le_bytes(take(&mut rest));
         let whole = format == FORMAT_VERSION
-            && header_bytes as usize == SEGMENT_HEADER_BYTES
+            && header_bytes == HEADER_BYTES_FIELD
             && crc == crc32c::crc32c(&bytes[..CHECKED_BYTES])
             && rest.iter().all(|byte| *byte == 0)
             && header.first_lsn > Lsn::ZERO;

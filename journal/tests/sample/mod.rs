@@ -3,11 +3,11 @@
 #![allow(dead_code, reason = "each test crate uses its own part")]
 
 use storage_schema::record::{Delta, Origin, Transaction};
-use storage_schema::resource::{Resource, Service, ServicePort};
+use storage_schema::resource::{Protocol, Resource, Service, ServicePort};
 
 /// A service with a name and a port.
 pub(crate) fn service(name: &str) -> Service {
-    let port = ServicePort { name: String::new(), port: 80, target_port: 8080, protocol: Default::default() };
+    let port = ServicePort { name: String::new(), port: 80, target_port: 8080, protocol: Protocol::Tcp };
     Service {
         name: name.to_owned(),
         vips: vec!["10.96.0.1".parse().expect("an address")],
