@@ -17,9 +17,9 @@
 //! * `RETIRE`: an index entry is deleted, and a cell is given to another key, only if its tombstone's epoch is ≤ Q.
 //! * `ORDER`: index entries before their cells are visible; payload before its epoch; everything before the flip.
 //!
-//! A transaction that would break `STAGE` or `REUSE` is not applied: [`ApplyError::Blocked`] says which epoch must be
-//! quiesced first. Recently changed cells are the only reason to wait, and while one waits, further records join the
-//! batch.
+//! A transaction that would break `STAGE` or `REUSE`, or that finds all free cells waiting for `RETIRE`, is not applied:
+//! [`ApplyError::Blocked`] says which epoch must be quiesced first. While one waits, further records join the batch.
+//! Tables have room for twice what is admitted, so that after the wait there is room for any transaction.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -244,7 +244,7 @@ impl<T: Tables> Applier<T> {
         let cell = match self.layout.backends.get(&key) {
             Some(cell) => cell,
             None => {
-                let full = full(&self.layout.backends, map::name::BACKENDS);
+                let full = self.full(map::name::BACKENDS, self.layout.backends.capacity());
                 let cell = self.layout.backends.allocate(key).ok_or(full)?;
                 writes.allocated.push(entry);
                 cell
@@ -304,7 +304,7 @@ impl<T: Tables> Applier<T> {
         let cell = match self.layout.services.get(&key) {
             Some(cell) => cell,
             None => {
-                let full = full(&self.layout.services, map::name::SERVICES);
+                let full = self.full(map::name::SERVICES, self.layout.services.capacity());
                 let cell = self.layout.services.allocate(key).ok_or(full)?;
                 writes.allocated.push(RetiringEntry::Service(key));
                 cell
@@ -368,7 +368,7 @@ impl<T: Tables> Applier<T> {
         let cell = match self.layout.frontends.get(&key) {
             Some(cell) => cell,
             None => {
-                let full = full(&self.layout.frontends, map::name::FRONTENDS);
+                let full = self.full(map::name::FRONTENDS, self.layout.frontends.capacity());
                 let cell = self.layout.frontends.allocate(key).ok_or(full)?;
                 writes.allocated.push(entry);
                 writes.index.push((key, cell));
@@ -486,6 +486,14 @@ impl<T: Tables> Applier<T> {
         !visible.is_present() && since <= self.quiesced
     }
 
+    /// What it means that a table has no free cell: those that wait to be retired come first.
+    fn full(&self, table: &'static str, capacity: u32) -> ApplyError {
+        match self.retiring.back() {
+            Some(newest) => ApplyError::Blocked { until: newest.epoch },
+            None => ApplyError::Full { table, capacity },
+        }
+    }
+
     fn give_back(&mut self, entry: &RetiringEntry) {
         match entry {
             RetiringEntry::Frontend(key) => self.layout.frontends.release(key),
@@ -506,8 +514,4 @@ struct NewRun {
 
 fn length(endpoints: &[u32]) -> u32 {
     u32::try_from(endpoints.len()).expect("admission keeps endpoints within their capacity, which is a u32")
-}
-
-fn full<K: Copy + Eq + std::hash::Hash>(cells: &crate::layout::Cells<K>, table: &'static str) -> ApplyError {
-    ApplyError::Full { table, capacity: cells.capacity() }
 }

@@ -23,9 +23,9 @@ pub(crate) struct Layout {
 impl Layout {
     pub(crate) fn empty(capacities: &Capacities) -> Self {
         Self {
-            frontends: Cells::new(capacities.frontends),
-            services: Cells::new(capacities.services),
-            backends: Cells::new(capacities.backends),
+            frontends: Cells::new(capacities.frontend_cells()),
+            services: Cells::new(capacities.service_cells()),
+            backends: Cells::new(capacities.backend_cells()),
             runs: Runs::new(capacities.endpoint_slots()),
         }
     }

@@ -184,9 +184,13 @@ pub struct Admitted {
 struct Before {
     services: BTreeMap<ResourceId, Option<Service>>,
     workloads: BTreeMap<ResourceId, Option<Workload>>,
-    node: Option<Option<Node>>,
+    node: Option<NodeBefore>,
     usage: Usage,
 }
+
+/// The node's configuration before, if there was one.
+#[derive(Debug)]
+struct NodeBefore(Option<Node>);
 
 impl Model {
     /// Takes in resources that were admitted earlier, in any order and without checks: what a store holds.
@@ -332,7 +336,7 @@ impl Model {
             Resource::Workload(workload) => self.set_workload(id, Some(Workload::project(workload)), before),
             Resource::Node(node) => {
                 let previous = self.node.replace(Node { name: (*node.name).into(), no_endpoints: node.no_endpoints });
-                before.node.get_or_insert(previous);
+                before.node.get_or_insert(NodeBefore(previous));
             }
         }
     }
@@ -348,7 +352,7 @@ impl Model {
             Kind::Node => {
                 if self.node.as_ref().is_some_and(|node| *node.name == *key.name) {
                     let previous = self.node.take();
-                    before.node.get_or_insert(previous);
+                    before.node.get_or_insert(NodeBefore(previous));
                 }
             }
         }
@@ -573,7 +577,7 @@ impl Model {
         for (id, previous) in before.workloads {
             self.set_workload(id, previous, &mut Before::default());
         }
-        if let Some(previous) = before.node {
+        if let Some(NodeBefore(previous)) = before.node {
             self.node = previous;
         }
         self.usage = before.usage;

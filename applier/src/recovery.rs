@@ -96,9 +96,9 @@ impl<T: Tables> Applier<T> {
         let mut recovered = Recovered { epoch, ..Recovered::default() };
 
         recovered.scrubbed += tables.scrub::<Node>(0, epoch);
-        let backends = scan::<Backend, _>(&tables, capacities.backends, epoch, &mut recovered)?;
-        let services = scan::<Service, _>(&tables, capacities.services, epoch, &mut recovered)?;
-        let frontends = scan::<Frontend, _>(&tables, capacities.frontends, epoch, &mut recovered)?;
+        let backends = scan::<Backend, _>(&tables, capacities.backend_cells(), epoch, &mut recovered)?;
+        let services = scan::<Service, _>(&tables, capacities.service_cells(), epoch, &mut recovered)?;
+        let frontends = scan::<Frontend, _>(&tables, capacities.frontend_cells(), epoch, &mut recovered)?;
         let runs = find_runs(&services, capacities.endpoint_slots(), epoch)?;
 
         let mut present: HashMap<FrontendKey, u32> = frontends.into_iter().map(|(cell, p)| (p.key, cell)).collect();
@@ -108,9 +108,9 @@ impl<T: Tables> Applier<T> {
         let backends = backends.into_iter().map(|(cell, payload)| Ok((backend_key(cell, &payload)?, cell)));
         let services = services.into_iter().map(|(cell, payload)| Ok((service_key(cell, &payload)?, cell)));
         let layout = Layout {
-            backends: taken(Backend::TABLE.name(), capacities.backends, backends)?,
-            services: taken(Service::TABLE.name(), capacities.services, services)?,
-            frontends: taken(Frontend::TABLE.name(), capacities.frontends, present.into_iter().map(Ok))?,
+            backends: taken(Backend::TABLE.name(), capacities.backend_cells(), backends)?,
+            services: taken(Service::TABLE.name(), capacities.service_cells(), services)?,
+            frontends: taken(Frontend::TABLE.name(), capacities.frontend_cells(), present.into_iter().map(Ok))?,
             runs,
         };
         Ok((Self { tables, layout, active: epoch, quiesced: Epoch(0), retiring }, recovered))
@@ -192,7 +192,7 @@ fn find_leftover_index_entries<T: Tables>(
             Some(own) if *own == cell => {
                 missing.remove(&key);
             }
-            None if !taken.contains(&cell) && cell < tables.capacities().frontends => leftover.push((key, cell)),
+            None if !taken.contains(&cell) && cell < tables.capacities().frontend_cells() => leftover.push((key, cell)),
             _ => return Err(damaged::<Frontend>(format!("the index has cell {cell} for {}, wrongly", key.ip()))),
         }
     }

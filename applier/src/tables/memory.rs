@@ -56,7 +56,7 @@ impl Tables for MemoryTables {
 
     fn index_insert(&self, key: &FrontendKey, cell: u32) -> Result<(), TableError> {
         let mut index = self.index();
-        if index.len() >= self.capacities.frontends as usize && !index.contains_key(key) {
+        if index.len() >= self.capacities.frontend_cells() as usize && !index.contains_key(key) {
             return Err(TableError {
                 call: "insertion into the index",
                 table: name::FRONTEND_INDEX,

@@ -67,10 +67,10 @@ impl Table {
     pub const fn entries(self, capacities: &Capacities) -> u32 {
         match self {
             Self::Control | Self::Node => 1,
-            Self::Frontends => capacities.frontends,
-            Self::Services => capacities.services,
+            Self::Frontends => capacities.frontend_cells(),
+            Self::Services => capacities.service_cells(),
             Self::Endpoints => capacities.endpoint_slots() / 2,
-            Self::Backends => capacities.backends,
+            Self::Backends => capacities.backend_cells(),
         }
     }
 }
@@ -86,7 +86,7 @@ impl fmt::Display for Table {
 /// Words are numbered from a table's start and lie in memory as the programs read them. A store is one machine word,
 /// with release ordering: readers see stores in the order in which they were made.
 pub trait Tables {
-    /// How many entries there is room for.
+    /// How many entries are admitted.
     fn capacities(&self) -> Capacities;
     /// Reads a word.
     fn load(&self, table: Table, word: usize) -> u64;

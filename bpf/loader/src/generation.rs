@@ -62,11 +62,11 @@ impl Generation {
             fs::create_dir(&folder).map_err(LoadError::io("create", folder.clone()))?;
         }
         let mut object = EbpfLoader::new()
-            .map_max_entries(map::name::FRONTEND_INDEX, capacities.frontends)
-            .map_max_entries(map::name::FRONTENDS, capacities.frontends)
-            .map_max_entries(map::name::SERVICES, capacities.services)
+            .map_max_entries(map::name::FRONTEND_INDEX, capacities.frontend_cells())
+            .map_max_entries(map::name::FRONTENDS, capacities.frontend_cells())
+            .map_max_entries(map::name::SERVICES, capacities.service_cells())
             .map_max_entries(map::name::ENDPOINTS, capacities.endpoint_slots() / 2)
-            .map_max_entries(map::name::BACKENDS, capacities.backends)
+            .map_max_entries(map::name::BACKENDS, capacities.backend_cells())
             .map_pin_path(map::name::STAMPS, stamps)
             .load(OBJECT)
             .map_err(LoadError::object)?;
@@ -104,14 +104,14 @@ impl Generation {
         self.maps().join(name)
     }
 
-    /// How many entries its tables have room for.
+    /// How many entries are admitted to its tables.
     pub fn capacities(&self) -> Result<Capacities, LoadError> {
         let entries =
             |name: &str| MapInfo::from_pin(self.map(name)).map(|info| info.max_entries()).map_err(LoadError::map(name));
         Ok(Capacities {
-            frontends: entries(map::name::FRONTENDS)?,
-            services: entries(map::name::SERVICES)?,
-            backends: entries(map::name::BACKENDS)?,
+            frontends: entries(map::name::FRONTENDS)? / 2,
+            services: entries(map::name::SERVICES)? / 2,
+            backends: entries(map::name::BACKENDS)? / 2,
             endpoints: entries(map::name::ENDPOINTS)? / 2,
         })
     }

@@ -75,7 +75,10 @@ pub const FLOW_FINGERPRINT: u64 = Fingerprint::seeded(1).abi::<Stamp>().finish()
 /// `s % 2` of entry `s / 2`, and the slots lie one after the other in memory.
 pub type EndpointPair = [u32; 2];
 
-/// How many entries each table of a generation has room for.
+/// How many entries are admitted to each table of a generation.
+///
+/// The tables themselves are larger: an entry keeps its place until no program can read it any more, so that a
+/// transaction that replaces every entry has all old and all new ones side by side for a while.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacities {
     /// Frontends: virtual address, port and protocol.
@@ -89,10 +92,28 @@ pub struct Capacities {
 }
 
 impl Capacities {
-    /// Slots of the `endpoints` map: two halves, each of twice the admitted endpoints. The applier fills one half from
-    /// its start and, when it is full, moves what is still used to the other one, which it can always do.
+    /// The most that can be configured of each: what the tables' sizes in bytes are bounded by.
+    pub const MAX: u32 = 1 << 26;
+
+    /// Entries of the map `frontends`, and of `frontend_index`.
+    pub const fn frontend_cells(&self) -> u32 {
+        self.frontends * 2
+    }
+
+    /// Entries of the map `services`.
+    pub const fn service_cells(&self) -> u32 {
+        self.services * 2
+    }
+
+    /// Entries of the map `backends`.
+    pub const fn backend_cells(&self) -> u32 {
+        self.backends * 2
+    }
+
+    /// Slots of the map `endpoints`: two halves, each of twice the admitted endpoints, as a run takes an even number of
+    /// slots. The applier fills one half from its start and, when it is full, moves what is still used to the other one.
     pub const fn endpoint_slots(&self) -> u32 {
-        self.endpoints.saturating_mul(4)
+        self.endpoints * 4
     }
 }
 

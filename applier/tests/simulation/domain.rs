@@ -1,0 +1,125 @@
+//! Random transactions over a domain that is small enough to recycle every cell many times.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use rand::Rng;
+use rand::seq::{IndexedRandom, IteratorRandom};
+use rand_chacha::ChaCha8Rng;
+use storage_schema::map::Capacities;
+use storage_schema::record::{Delta, Origin, Transaction};
+use storage_schema::resource::{
+    Backing, Kind, NoEndpoints, Node, PortOverride, Resource, ResourceKey, Service, ServicePort, Workload,
+    WorkloadStatus,
+};
+
+/// Room that is scarce: pushes that do not fit are part of the game, and runs change halves often.
+pub(crate) const CAPACITIES: Capacities = Capacities { frontends: 24, services: 16, backends: 24, endpoints: 40 };
+
+const SERVICES: u8 = 5;
+const WORKLOADS: u8 = 8;
+
+/// A source of transactions, most of which are valid.
+pub(crate) struct Domain {
+    services: Vec<u8>,
+}
+
+impl Domain {
+    pub(crate) fn new() -> Self {
+        Self { services: Vec::new() }
+    }
+
+    /// The next transaction. It may be refused: dangling, duplicate or too large.
+    pub(crate) fn transaction(&mut self, random: &mut ChaCha8Rng) -> Transaction {
+        let deltas = (0..random.random_range(1..=6)).map(|_| self.delta(random)).collect();
+        let origin = Origin { source: "simulation".to_owned(), incarnation: 1, version: None };
+        Transaction { origin, deltas }
+    }
+
+    fn delta(&mut self, random: &mut ChaCha8Rng) -> Delta {
+        match random.random_range(0..20) {
+            0..=6 => {
+                let number = random.random_range(0..SERVICES);
+                self.services.push(number);
+                Delta::Upsert(Resource::Service(service(number, random)))
+            }
+            7..=14 => Delta::Upsert(Resource::Workload(self.workload(random))),
+            15 => Delta::Remove(ResourceKey::new(Kind::Service, service_name(random.random_range(0..SERVICES)))),
+            16..=18 => Delta::Remove(ResourceKey::new(Kind::Workload, uid(random.random_range(0..WORKLOADS)))),
+            _ => Delta::Upsert(Resource::Node(Node {
+                name: "node".to_owned(),
+                no_endpoints: if random.random() { NoEndpoints::Pass } else { NoEndpoints::Refuse },
+                ..Node::default()
+            })),
+        }
+    }
+
+    fn workload(&self, random: &mut ChaCha8Rng) -> Workload {
+        let number = random.random_range(0..WORKLOADS);
+        let mut addresses = Vec::new();
+        if random.random_bool(0.9) {
+            addresses.push(IpAddr::V4(Ipv4Addr::new(10, 1, random.random_range(0..3), number + 1)));
+        }
+        if random.random_bool(0.5) {
+            addresses.push(IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 1, u16::from(number) + 1)));
+        }
+        let backed = self.services.iter().copied().collect::<std::collections::BTreeSet<_>>();
+        let services: Vec<_> = backed
+            .into_iter()
+            .choose_multiple(random, 2)
+            .into_iter()
+            .map(|service| Backing {
+                service: service_name(service),
+                ports: if random.random_bool(0.2) {
+                    vec![PortOverride { service_port: 80, target_port: 9000 + u16::from(number) }]
+                } else {
+                    Vec::new()
+                },
+            })
+            .collect();
+        Workload {
+            uid: uid(number),
+            addresses,
+            status: *[
+                WorkloadStatus::Healthy,
+                WorkloadStatus::Healthy,
+                WorkloadStatus::Unhealthy,
+                WorkloadStatus::Terminating,
+            ]
+            .choose(random)
+            .expect("there are statuses"),
+            services,
+            ..Workload::default()
+        }
+    }
+}
+
+fn service(number: u8, random: &mut ChaCha8Rng) -> Service {
+    let mut vips = Vec::new();
+    if random.random_bool(0.8) {
+        // Sometimes another service's address, so that destinations collide and move.
+        let host = if random.random_bool(0.1) { random.random_range(0..SERVICES) } else { number };
+        vips.push(IpAddr::V4(Ipv4Addr::new(10, 96, 0, host + 1)));
+    }
+    if random.random_bool(0.4) {
+        vips.push(IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, u16::from(number) + 1)));
+    }
+    let port = |port, target_port| ServicePort {
+        name: String::new(),
+        port,
+        target_port,
+        protocol: storage_schema::resource::Protocol::Tcp,
+    };
+    let mut ports = vec![port(80, 8080)];
+    if random.random_bool(0.4) {
+        ports.push(port(443, 8443));
+    }
+    Service { name: service_name(number), vips, ports, ..Service::default() }
+}
+
+fn service_name(number: u8) -> String {
+    format!("sim/service-{number}")
+}
+
+fn uid(number: u8) -> String {
+    format!("sim//Pod/workload-{number}")
+}
