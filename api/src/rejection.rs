@@ -110,15 +110,30 @@ pub struct Violation {
     pub description: String,
 }
 
+/// What a delta changes and how: enough to say what is wrong with it after the delta itself was given away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeltaName {
+    /// The resource.
+    pub resource: ResourceKey,
+    /// Whether it is removed.
+    pub is_removal: bool,
+}
+
+impl From<&Delta> for DeltaName {
+    fn from(delta: &Delta) -> Self {
+        Self { resource: delta.key(), is_removal: matches!(delta, Delta::Remove(_)) }
+    }
+}
+
 impl Violation {
     /// Something wrong with the delta at `index`. `field` is a path within its resource (`ports[0].port`), or empty.
-    pub fn of_delta(index: usize, delta: &Delta, field: &str, description: impl Into<String>) -> Self {
-        let resource = delta.key();
-        let change = match (delta, resource.kind) {
-            (Delta::Remove(_), _) => "remove",
-            (Delta::Upsert(_), Kind::Service) => "upsert.service",
-            (Delta::Upsert(_), Kind::Workload) => "upsert.workload",
-            (Delta::Upsert(_), Kind::Node) => "upsert.node",
+    pub fn of_delta(index: usize, delta: impl Into<DeltaName>, field: &str, description: impl Into<String>) -> Self {
+        let DeltaName { resource, is_removal } = delta.into();
+        let change = match resource.kind {
+            _ if is_removal => "remove",
+            Kind::Service => "upsert.service",
+            Kind::Workload => "upsert.workload",
+            Kind::Node => "upsert.node",
         };
         let dot = if field.is_empty() { "" } else { "." };
         Self {

@@ -111,6 +111,17 @@ pub fn is_listening(path: &Path) -> io::Result<bool> {
     }
 }
 
+/// Removes what a killed agent has left at `path`: the socket and its lock file. Refuses while somebody listens.
+pub fn clean_up(path: &Path) -> Result<(), BindError> {
+    if !path.exists() && !lock_path(path).exists() {
+        return Ok(());
+    }
+    let _lock = lock(path)?;
+    remove_stale(path)?;
+    let lock_path = lock_path(path);
+    fs::remove_file(&lock_path).map_err(|source| failed("remove", &lock_path, source))
+}
+
 /// The path of the lock file that belongs to a socket.
 pub fn lock_path(socket: &Path) -> PathBuf {
     let mut path = socket.as_os_str().to_owned();

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use api::socket::{BindError, Socket, is_listening, lock_path};
+use api::socket::{BindError, Socket, clean_up, is_listening, lock_path};
 use tempfile::TempDir;
 
 fn mode(path: &Path) -> u32 {
@@ -79,6 +79,22 @@ fn the_file_of_another_is_not_removed() {
     fs::remove_file(&path).unwrap();
     let _other = UnixListener::bind(&path).unwrap();
     drop(socket);
+    assert!(path.exists());
+}
+
+#[test]
+fn what_a_killed_agent_left_is_cleaned_up_and_nothing_else() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("holdfast.sock");
+    clean_up(&path).unwrap();
+    let socket = Socket::bind(&path).unwrap();
+    assert!(matches!(clean_up(&path), Err(BindError::InUse { .. })));
+    drop(socket);
+    drop(UnixListener::bind(&path).unwrap());
+    clean_up(&path).unwrap();
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+    fs::write(&path, "precious").unwrap();
+    assert!(matches!(clean_up(&path), Err(BindError::NotASocket { .. })));
     assert!(path.exists());
 }
 

@@ -1,0 +1,282 @@
+//! The command line as it is typed. What it means is decided in [`crate::config`] and in the commands.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use storage_schema::resource::Kind;
+
+use crate::exit::Exit;
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default());
+
+/// A restart-safe node agent for eBPF service networking, and its command line.
+///
+/// `holdfast agent` is the daemon; everything else talks to it over its socket or looks at this machine.
+#[derive(Debug, Parser)]
+#[command(name = "holdfast", version, styles = STYLES, propagate_version = true, after_help = Exit::table())]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Settings that every command understands.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// Settings that every command understands.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Common {
+    /// Settings file (TOML) [default: /etc/holdfast/agent.toml, if it is there].
+    #[arg(long, global = true, env = "HOLDFAST_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The agent's unix socket [default: /run/holdfast/holdfast.sock].
+    #[arg(long, global = true, env = "HOLDFAST_SOCKET", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the agent: take transactions, keep them durable, keep the kernel's tables in step.
+    ///
+    /// It stops on SIGTERM or SIGINT, after finishing what it has begun, and leaves maps, programs and links in the
+    /// kernel: connections go on being balanced without it.
+    #[command(after_help = "Example:\n  holdfast agent --state-dir /var/lib/holdfast --cgroup /sys/fs/cgroup")]
+    Agent(AgentArgs),
+    /// Push the resources of one or more manifests as one transaction.
+    #[command(
+        after_help = "Examples:\n  holdfast apply -f examples/bookinfo.yaml --wait applied\n  cat a.yaml | holdfast apply -f -"
+    )]
+    Apply(ApplyArgs),
+    /// Remove resources of one kind, as one transaction.
+    #[command(after_help = "Example:\n  holdfast delete workload cluster1//Pod/bookinfo/reviews-v1")]
+    Delete(DeleteArgs),
+    /// Show resources: services, workloads or the node.
+    #[command(
+        after_help = "Examples:\n  holdfast get services\n  holdfast get workload cluster1//Pod/bookinfo/reviews-v1 -o yaml"
+    )]
+    Get(GetArgs),
+    /// Show the agent's condition: how far it is, how full its tables are, what is in its way.
+    #[command(after_help = "Example:\n  holdfast status --wait --timeout 30s")]
+    Status(StatusArgs),
+    /// Look at this machine: what the agent needs, what is there, what is missing and how to get it.
+    #[command(after_help = "Example:\n  sudo holdfast doctor")]
+    Doctor(DoctorArgs),
+    /// Detach the programs and remove the pins of a stopped agent; with --state its journal as well.
+    #[command(after_help = "Example:\n  holdfast uninstall --state --yes")]
+    Uninstall(UninstallArgs),
+    /// List the places where a test can end the agent.
+    #[cfg(feature = "failpoints")]
+    #[command(hide = true)]
+    Failpoints,
+}
+
+/// Where the agent keeps its things.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Places {
+    /// Directory of the journal [default: /var/lib/holdfast].
+    #[arg(long, env = "HOLDFAST_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Directory on a BPF file system for maps, programs and links [default: /sys/fs/bpf/holdfast].
+    #[arg(long, env = "HOLDFAST_PIN_ROOT", value_name = "DIR")]
+    pub pin_root: Option<PathBuf>,
+    /// The cgroup v2 directory whose processes are balanced [default: the root of the cgroup v2 mount].
+    #[arg(long, env = "HOLDFAST_CGROUP", value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
+    /// Where the tables are: in the kernel, or in memory, which needs no privilege and balances nothing
+    /// [default: kernel].
+    #[arg(long, env = "HOLDFAST_DATAPATH", value_name = "WHERE")]
+    pub datapath: Option<Datapath>,
+}
+
+/// Where the tables are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Datapath {
+    /// In pinned BPF maps.
+    Kernel,
+    /// In the agent's memory.
+    Memory,
+}
+
+/// What `agent` takes.
+#[derive(Args, Clone, Debug, Default)]
+pub struct AgentArgs {
+    /// Where the agent keeps its things.
+    #[command(flatten)]
+    pub places: Places,
+    /// Room for service ports, counted once for each address family.
+    #[arg(long, env = "HOLDFAST_CAPACITY_SERVICES", value_name = "N")]
+    pub capacity_services: Option<u32>,
+    /// Room for frontends: virtual address, port and protocol.
+    #[arg(long, env = "HOLDFAST_CAPACITY_FRONTENDS", value_name = "N")]
+    pub capacity_frontends: Option<u32>,
+    /// Room for socket addresses of workloads.
+    #[arg(long, env = "HOLDFAST_CAPACITY_BACKENDS", value_name = "N")]
+    pub capacity_backends: Option<u32>,
+    /// Room for endpoints: the sum of the sizes of all service ports' backend sets.
+    #[arg(long, env = "HOLDFAST_CAPACITY_ENDPOINTS", value_name = "N")]
+    pub capacity_endpoints: Option<u32>,
+    /// What to log, as a tracing filter: `info`, `warn,applier=debug` [default: info].
+    #[arg(long, env = "HOLDFAST_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+    /// How to log [default: text].
+    #[arg(long, env = "HOLDFAST_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+}
+
+/// How to log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Who pushes.
+#[derive(Args, Clone, Debug)]
+pub struct Source {
+    /// Name of the source that the transaction is recorded under.
+    #[arg(long, env = "HOLDFAST_SOURCE", default_value = "cli", value_name = "NAME")]
+    pub source: String,
+    /// The source's own version of this transaction: pushed again, it changes nothing.
+    #[arg(long, value_name = "N")]
+    pub source_version: Option<u64>,
+    /// Which life of the source: a newer one supersedes the older ones.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub source_incarnation: u64,
+}
+
+/// How long to wait for a transaction.
+#[derive(Args, Clone, Debug)]
+pub struct Waiting {
+    /// How far the transaction must have come before the command ends.
+    #[arg(long, value_enum, default_value_t = Wait::Durable)]
+    pub wait: Wait,
+    /// How long to wait for it, at most 1m.
+    #[arg(long, value_parser = humantime::parse_duration, default_value = "10s", value_name = "TIME")]
+    pub timeout: Duration,
+    /// How to print the receipt.
+    #[arg(short, long, value_enum, default_value_t = ReceiptFormat::Text, value_name = "FORMAT")]
+    pub output: ReceiptFormat,
+}
+
+/// How far a transaction must have come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Wait {
+    /// In the journal, after an fsync.
+    Durable,
+    /// Seen by every connection that starts from now on.
+    Applied,
+}
+
+/// How to print a receipt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ReceiptFormat {
+    /// A line for people.
+    Text,
+    /// A JSON object.
+    Json,
+}
+
+/// What `apply` takes.
+#[derive(Args, Clone, Debug)]
+pub struct ApplyArgs {
+    /// A manifest (YAML or JSON, any number of documents), `-` for standard input; may be given more than once.
+    #[arg(short, long = "file", required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Who pushes.
+    #[command(flatten)]
+    pub source: Source,
+    /// How long to wait.
+    #[command(flatten)]
+    pub waiting: Waiting,
+}
+
+/// What `delete` takes.
+#[derive(Args, Clone, Debug)]
+pub struct DeleteArgs {
+    /// The kind: service, workload or node.
+    pub kind: Kind,
+    /// Their names: a service's namespace/name, a workload's uid, the node's name.
+    #[arg(required = true, value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Do not fail if there is no such resource.
+    #[arg(long)]
+    pub ignore_missing: bool,
+    /// Who pushes.
+    #[command(flatten)]
+    pub source: Source,
+    /// How long to wait.
+    #[command(flatten)]
+    pub waiting: Waiting,
+}
+
+/// How to print what is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A table for people.
+    Table,
+    /// JSON.
+    Json,
+    /// YAML; of resources, a manifest that `apply` takes.
+    Yaml,
+}
+
+/// What `get` takes.
+#[derive(Args, Clone, Debug)]
+pub struct GetArgs {
+    /// The kind: services, workloads or node.
+    pub kind: Kind,
+    /// Only the one of this name.
+    pub name: Option<String>,
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
+    pub output: Output,
+}
+
+/// What `status` takes.
+#[derive(Args, Clone, Debug)]
+pub struct StatusArgs {
+    /// Wait until the agent answers and everything durable is applied.
+    #[arg(long)]
+    pub wait: bool,
+    /// How long to wait.
+    #[arg(long, value_parser = humantime::parse_duration, default_value = "30s", value_name = "TIME")]
+    pub timeout: Duration,
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
+    pub output: Output,
+}
+
+/// What `doctor` takes.
+#[derive(Args, Clone, Debug)]
+pub struct DoctorArgs {
+    /// Where the agent keeps its things.
+    #[command(flatten)]
+    pub places: Places,
+    /// How to print it.
+    #[arg(short, long, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
+    pub output: Output,
+}
+
+/// What `uninstall` takes.
+#[derive(Args, Clone, Debug)]
+pub struct UninstallArgs {
+    /// Where the agent keeps its things.
+    #[command(flatten)]
+    pub places: Places,
+    /// Remove the state directory too: the journal, and with it everything that was pushed.
+    #[arg(long)]
+    pub state: bool,
+    /// Do not ask.
+    #[arg(short, long)]
+    pub yes: bool,
+}

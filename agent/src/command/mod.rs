@@ -1,0 +1,48 @@
+//! The commands. Each takes what was typed and returns when it is done, or a [`Failure`].
+
+mod apply;
+mod delete;
+mod doctor;
+mod get;
+mod push;
+mod status;
+mod uninstall;
+
+use std::future::Future;
+use std::time::Instant;
+
+use api::client::Client;
+
+use crate::cli::{Cli, Command, Common};
+use crate::config::{self, Config};
+use crate::daemon;
+use crate::exit::{Exit, Failure};
+
+/// Runs a command. `started` is when the process began.
+pub fn run(cli: Cli, started: Instant) -> Result<(), Failure> {
+    let common = &cli.common;
+    match cli.command {
+        Command::Agent(args) => daemon::run(&Config::for_agent(common, &args)?, started),
+        Command::Apply(args) => apply::run(common, &args),
+        Command::Delete(args) => delete::run(common, &args),
+        Command::Get(args) => get::run(common, &args),
+        Command::Status(args) => status::run(common, &args),
+        Command::Doctor(args) => doctor::run(common, &args),
+        Command::Uninstall(args) => uninstall::run(common, &args),
+        #[cfg(feature = "failpoints")]
+        Command::Failpoints => crate::failpoints::all().try_for_each(|name| crate::output::print(&format!("{name}\n"))),
+    }
+}
+
+/// Runs the async part of a client command.
+fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Failure, format!("cannot start the runtime: {error}")))?
+        .block_on(future)
+}
+
+async fn connect(common: &Common) -> Result<Client, Failure> {
+    Ok(Client::connect(config::socket(common)?).await?)
+}

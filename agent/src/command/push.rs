@@ -1,0 +1,93 @@
+//! What `apply` and `delete` have in common: a transaction, the wait for it, and the receipt.
+
+use std::time::Duration;
+
+use api::client::Client;
+use api::{Level, Receipt, WAIT_TIMEOUT_MAX};
+use indicatif::ProgressBar;
+use storage_schema::record::{Delta, Origin, Transaction};
+use storage_schema::resource::Kind;
+
+use crate::cli::{ReceiptFormat, Source, Wait, Waiting};
+use crate::exit::{Exit, Failure};
+use crate::output;
+
+pub(super) fn transaction(source: &Source, deltas: Vec<Delta>) -> Transaction {
+    let Source { source, source_version: version, source_incarnation: incarnation } = source.clone();
+    Transaction { origin: Origin { source, incarnation, version }, deltas }
+}
+
+pub(super) fn check_timeout(waiting: &Waiting) -> Result<(), Failure> {
+    if waiting.timeout > WAIT_TIMEOUT_MAX {
+        return Err(Failure::new(Exit::Usage, "--timeout: at most 1m; `holdfast status --wait` waits longer"));
+    }
+    Ok(())
+}
+
+/// A spinner on standard error while something is waited for; nothing where that is no terminal.
+pub(super) fn spinner(message: impl Into<String>) -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message(message.into());
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
+}
+
+/// Pushes, and returns the receipt of a transaction that was accepted, however far it has come.
+pub(super) async fn push(
+    client: &Client,
+    transaction: &Transaction,
+    waiting: &Waiting,
+) -> Result<Receipt, api::client::ClientError> {
+    let level = match waiting.wait {
+        Wait::Durable => Level::Durable,
+        Wait::Applied => Level::Applied,
+    };
+    let spinner = spinner("waiting for the transaction");
+    let receipt = client.apply(transaction, level, waiting.timeout).await;
+    spinner.finish_and_clear();
+    receipt
+}
+
+/// Prints a receipt; a transaction that has not come as far as was asked for is a failure, though it is accepted.
+pub(super) fn report(receipt: &Receipt, transaction: &Transaction, waiting: &Waiting) -> Result<(), Failure> {
+    let level = match receipt.level {
+        Level::Durable => "durable",
+        Level::Applied => "applied",
+    };
+    let lsn = receipt.lsn;
+    output::print(&match waiting.output {
+        ReceiptFormat::Text if receipt.duplicate => format!("LSN {lsn}: {level}; it had been pushed before\n"),
+        ReceiptFormat::Text => format!("LSN {lsn}: {}, {level}\n", contents(transaction)),
+        ReceiptFormat::Json => output::json(&serde_json::json!({
+            "lsn": lsn,
+            "level": level,
+            "duplicate": receipt.duplicate,
+            "recordHash": receipt.record_hash.to_string(),
+        })),
+    })?;
+    if waiting.wait == Wait::Applied && receipt.level == Level::Durable {
+        let because = match receipt.blocked_reason.as_str() {
+            "" => String::new(),
+            reason => format!(": {reason}"),
+        };
+        let timeout = humantime::format_duration(waiting.timeout);
+        let message = format!("LSN {lsn} is durable, but not applied after {timeout}{because}");
+        return Err(Failure::new(Exit::TimedOut, message));
+    }
+    Ok(())
+}
+
+/// `3 services, 8 workloads`, or `2 removed`.
+fn contents(transaction: &Transaction) -> String {
+    let upserts = |kind| {
+        transaction.deltas.iter().filter(|delta| matches!(delta, Delta::Upsert(_)) && delta.key().kind == kind).count()
+    };
+    let removals = transaction.deltas.iter().filter(|delta| matches!(delta, Delta::Remove(_))).count();
+    let counts = Kind::ALL
+        .map(|kind| (upserts(kind), kind.as_str().to_ascii_lowercase()))
+        .into_iter()
+        .map(|(count, kind)| (count, if count == 1 { kind } else { format!("{kind}s") }))
+        .chain([(removals, "removed".to_owned())]);
+    let parts: Vec<String> =
+        counts.filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+    parts.join(", ")
+}

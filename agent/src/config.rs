@@ -1,0 +1,200 @@
+//! Settings: from arguments as typed to a validated [`Config`], before anything is opened.
+//!
+//! For each setting the first of these that says something holds: the flag, the environment (`HOLDFAST_*`), the
+//! settings file, the default. A file that is named must be there; the default one may be missing. A key that is not
+//! known is refused, because a misspelt setting that is silently ignored is found on the worst day.
+
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use serde::Deserialize;
+use storage_schema::map::Capacities;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{AgentArgs, Common, Datapath, LogFormat, Places};
+
+/// Read if it is there and no other file is named.
+pub const CONFIG_FILE: &str = "/etc/holdfast/agent.toml";
+
+const STATE_DIR: &str = "/var/lib/holdfast";
+const PIN_ROOT: &str = "/sys/fs/bpf/holdfast";
+const SOCKET: &str = "/run/holdfast/holdfast.sock";
+const LOG_FILTER: &str = "info";
+
+/// The entries that one table may have at most: one map of this many 64-byte cells takes 4 GiB.
+const CAPACITY_MAX: u32 = 1 << 26;
+
+/// Validated settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Directory of the journal.
+    pub state_dir: PathBuf,
+    /// Directory for the pins.
+    pub pin_root: PathBuf,
+    /// The cgroup whose processes are balanced; `None`: the root of the cgroup v2 mount, wherever that is.
+    pub cgroup: Option<PathBuf>,
+    /// The agent's socket.
+    pub socket: PathBuf,
+    /// Where the tables are.
+    pub datapath: Datapath,
+    /// Room in the tables.
+    pub capacities: Capacities,
+    /// What to log.
+    pub log_filter: String,
+    /// How to log.
+    pub log_format: LogFormat,
+}
+
+/// Why settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The settings file cannot be read.
+    #[error("cannot read the settings file {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The settings file has no meaning.
+    #[error("{}:{line}: {message}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// A setting has a value that cannot be used.
+    #[error("{setting}: {reason}")]
+    Invalid {
+        /// The setting, as the file spells it.
+        setting: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// The settings file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    state_dir: Option<PathBuf>,
+    pin_root: Option<PathBuf>,
+    cgroup: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    datapath: Option<Datapath>,
+    #[serde(default)]
+    capacities: FileCapacities,
+    #[serde(default)]
+    log: FileLog,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileCapacities {
+    services: Option<u32>,
+    frontends: Option<u32>,
+    backends: Option<u32>,
+    endpoints: Option<u32>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileLog {
+    filter: Option<String>,
+    format: Option<LogFormat>,
+}
+
+impl Config {
+    /// All settings, for the agent.
+    pub fn for_agent(common: &Common, args: &AgentArgs) -> Result<Self, ConfigError> {
+        let file = File::read(common)?;
+        let places = args.places.clone();
+        let defaults = Capacities::default();
+        let room = |flag: Option<u32>, file: Option<u32>, default| flag.or(file).unwrap_or(default);
+        let config = Self {
+            state_dir: places.state_dir.or(file.state_dir).unwrap_or_else(|| STATE_DIR.into()),
+            pin_root: places.pin_root.or(file.pin_root).unwrap_or_else(|| PIN_ROOT.into()),
+            cgroup: places.cgroup.or(file.cgroup),
+            socket: common.socket.clone().or(file.socket).unwrap_or_else(|| SOCKET.into()),
+            datapath: places.datapath.or(file.datapath).unwrap_or(Datapath::Kernel),
+            capacities: Capacities {
+                services: room(args.capacity_services, file.capacities.services, defaults.services),
+                frontends: room(args.capacity_frontends, file.capacities.frontends, defaults.frontends),
+                backends: room(args.capacity_backends, file.capacities.backends, defaults.backends),
+                endpoints: room(args.capacity_endpoints, file.capacities.endpoints, defaults.endpoints),
+            },
+            log_filter: args.log.clone().or(file.log.filter).unwrap_or_else(|| LOG_FILTER.to_owned()),
+            log_format: args.log_format.or(file.log.format).unwrap_or(LogFormat::Text),
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The settings of commands that look at the agent's places.
+    pub fn for_places(common: &Common, places: &Places) -> Result<Self, ConfigError> {
+        Self::for_agent(common, &AgentArgs { places: places.clone(), ..AgentArgs::default() })
+    }
+
+    fn validate(&self) -> Result<(), ConfigError> {
+        let invalid = |setting, reason: String| Err(ConfigError::Invalid { setting, reason });
+        let paths = [
+            ("state_dir", Some(&self.state_dir)),
+            ("pin_root", Some(&self.pin_root)),
+            ("cgroup", self.cgroup.as_ref()),
+            ("socket", Some(&self.socket)),
+        ];
+        for (setting, path) in paths {
+            if path.is_some_and(|path| !path.is_absolute()) {
+                let given = path.map(|path| path.display().to_string()).unwrap_or_default();
+                return invalid(setting, format!("must be an absolute path, not `{given}`"));
+            }
+        }
+        let Capacities { frontends, services, backends, endpoints } = self.capacities;
+        let capacities = [
+            ("capacities.services", services),
+            ("capacities.frontends", frontends),
+            ("capacities.backends", backends),
+            ("capacities.endpoints", endpoints),
+        ];
+        for (setting, capacity) in capacities {
+            if !(1..=CAPACITY_MAX).contains(&capacity) {
+                return invalid(setting, format!("must be 1 to {CAPACITY_MAX}, not {capacity}"));
+            }
+        }
+        if let Err(error) = EnvFilter::try_new(&self.log_filter) {
+            return invalid("log.filter", format!("`{}` is not a log filter: {error}", self.log_filter));
+        }
+        Ok(())
+    }
+}
+
+/// The socket of client commands, which need no other setting.
+pub fn socket(common: &Common) -> Result<PathBuf, ConfigError> {
+    match &common.socket {
+        Some(socket) => Ok(socket.clone()),
+        None => Ok(File::read(common)?.socket.unwrap_or_else(|| SOCKET.into())),
+    }
+}
+
+impl File {
+    fn read(common: &Common) -> Result<Self, ConfigError> {
+        let path = common.config.as_deref().unwrap_or(Path::new(CONFIG_FILE));
+        match fs::read_to_string(path) {
+            Ok(text) => Self::parse(path, &text),
+            Err(error) if common.config.is_none() && error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(source) => Err(ConfigError::Read { path: path.to_owned(), source }),
+        }
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        toml::from_str(text).map_err(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            let line = text.get(..start).unwrap_or_default().matches('\n').count() + 1;
+            ConfigError::Parse { path: path.to_owned(), line, message: error.message().replace('\n', ": ") }
+        })
+    }
+}

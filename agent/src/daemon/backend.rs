@@ -1,0 +1,182 @@
+//! What stands behind the API here: the applier's pipeline for pushes, the journal's store for reads.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use api::rejection::{DeltaName, Rejection};
+use api::server::{Backend, Read, Unreadable};
+use api::status::{Datapath, DatapathKind, Restart, Status, TablePressure};
+use api::{Level, Receipt, Stored};
+use applier::{Pipeline, Target};
+use journal::{Journal, ReadError};
+use storage_schema::id::{Epoch, Lsn};
+use storage_schema::record::Transaction;
+use storage_schema::resource::{Kind, ResourceKey};
+
+use super::rejection::{not_durable, not_pushed};
+use crate::config::Config;
+
+/// This node: journal and applier.
+pub(super) struct Node {
+    pipeline: Pipeline,
+    journal: Journal,
+    kernel: Option<loader::Options>,
+    ready: Instant,
+    ready_after: Duration,
+}
+
+impl Node {
+    pub(super) fn new(journal: Journal, pipeline: Pipeline, target: &Target, ready_after: Duration) -> Self {
+        let kernel = match target {
+            Target::Kernel(options) => Some(options.clone()),
+            Target::Memory => None,
+        };
+        Self { pipeline, journal, kernel, ready: Instant::now(), ready_after }
+    }
+
+    /// Returns when the applier has stopped by itself.
+    pub(super) async fn applier_stopped(&self) -> impl std::error::Error + use<> {
+        self.pipeline.stopped().await
+    }
+
+    pub(super) fn report_ready(&self, config: &Config) {
+        let status = self.pipeline.status();
+        if let Some(reason) = &status.start.rebuilt {
+            tracing::info!(reason, "the tables were built from the journal");
+        }
+        tracing::info!(
+            socket = %config.socket.display(),
+            datapath = if self.kernel.is_some() { "kernel" } else { "memory" },
+            applied_lsn = %status.applied_lsn,
+            entries_rewritten = status.start.entries_written,
+            ready_after_us = self.ready_after_us(),
+            "ready"
+        );
+    }
+
+    fn ready_after_us(&self) -> u64 {
+        u64::try_from(self.ready_after.as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// Runs a read of the store on a thread that may block, once the store shows everything that is durable by now: who
+    /// has an acknowledgement reads what it acknowledged.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Journal) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<Read<T>, Unreadable> {
+        let durable_lsn = self.journal.watermarks().durable_lsn;
+        self.journal.wait_stored(durable_lsn).await.map_err(unreadable)?;
+        let journal = self.journal.clone();
+        let outcome = tokio::task::spawn_blocking(move || {
+            let state_lsn = journal.watermarks().store_lsn;
+            Ok(Read { value: read(&journal).map_err(unreadable)?, state_lsn })
+        });
+        match outcome.await {
+            Ok(read) => read,
+            Err(error) => Err(Unreadable { cause: error.to_string() }),
+        }
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it is passed to map_err")]
+fn unreadable(error: ReadError) -> Unreadable {
+    Unreadable { cause: error.to_string() }
+}
+
+impl Backend for Node {
+    async fn push(&self, transaction: Transaction) -> Result<Receipt, Rejection> {
+        let deltas: Vec<DeltaName> = transaction.deltas.iter().map(DeltaName::from).collect();
+        let pending = self.pipeline.push(transaction).await.map_err(|error| not_pushed(error, &deltas))?;
+        let receipt = pending.durable().await.map_err(|error| not_durable(&error))?;
+        Ok(Receipt {
+            lsn: receipt.lsn,
+            record_hash: receipt.hash,
+            duplicate: pending.is_duplicate(),
+            level: Level::Durable,
+            blocked_reason: String::new(),
+        })
+    }
+
+    async fn applied(&self, lsn: Lsn) {
+        if self.pipeline.wait_applied(lsn).await.is_err() {
+            // It will never be applied by this process; the wait ends with the request's time.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    async fn resource(&self, key: ResourceKey) -> Result<Read<Option<Stored>>, Unreadable> {
+        self.read(move |journal| Ok(journal.resource(&key)?.map(stored))).await
+    }
+
+    async fn resources(
+        &self,
+        kind: Kind,
+        after: Option<String>,
+        limit: usize,
+    ) -> Result<Read<Vec<Stored>>, Unreadable> {
+        let after = after.unwrap_or_default();
+        self.read(move |journal| {
+            journal.resources_after(kind, &after).take(limit).map(|read| read.map(stored)).collect()
+        })
+        .await
+    }
+
+    async fn status(&self) -> Status {
+        let status = self.pipeline.status();
+        let (kind, cgroup, pins) = match &self.kernel {
+            Some(options) => (DatapathKind::Kernel, options.cgroup.display().to_string(), pins(&options.pin_root)),
+            None => (DatapathKind::Memory, String::new(), Vec::new()),
+        };
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            store_id: self.journal.store_id(),
+            uptime: self.ready.elapsed(),
+            appended_lsn: status.watermarks.appended_lsn,
+            durable_lsn: status.watermarks.durable_lsn,
+            applied_lsn: status.applied_lsn,
+            stored_lsn: status.watermarks.store_lsn,
+            datapath: Datapath {
+                kind,
+                active_epoch: Epoch::from(status.applied_lsn),
+                generation: status.generation.map(|number| format!("gen-{number}")).unwrap_or_default(),
+                cgroup,
+                pins,
+                map_writes: status.entries_written,
+            },
+            restart: Restart {
+                time_to_ready_us: self.ready_after_us(),
+                entries_rewritten: status.start.entries_written,
+            },
+            tables: status
+                .pressure
+                .into_iter()
+                .map(|pressure| TablePressure {
+                    table: pressure.table.to_owned(),
+                    used: pressure.used,
+                    capacity: pressure.capacity,
+                })
+                .collect(),
+            resources: status.resources.into_iter().map(|(kind, count)| (kind, count as u64)).collect(),
+            blocked_reason: status.trouble,
+        }
+    }
+}
+
+fn stored((resource, changed_lsn): (storage_schema::resource::Resource, Lsn)) -> Stored {
+    Stored { resource, changed_lsn }
+}
+
+/// Every pin under the pin root, in order. What cannot be read is left out: this is a report, not a check.
+fn pins(pin_root: &Path) -> Vec<String> {
+    let mut folders = vec![pin_root.to_owned()];
+    let mut pins: Vec<PathBuf> = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let is_folder = entry.file_type().is_ok_and(|file_type| file_type.is_dir());
+            if is_folder { &mut folders } else { &mut pins }.push(entry.path());
+        }
+    }
+    pins.sort();
+    pins.into_iter().map(|pin| pin.display().to_string()).collect()
+}

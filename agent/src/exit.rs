@@ -1,0 +1,180 @@
+//! How a command ends: every failure has one message and one of these numbers, which scripts may rely on.
+
+use std::process::ExitCode;
+use std::{fmt, io};
+
+use api::client::ClientError;
+use api::rejection::Rejection;
+use api::socket::BindError;
+use applier::StartError;
+use journal::{OpenError, ReadError};
+use loader::LoadError;
+
+use crate::config::ConfigError;
+use crate::host::HostError;
+
+/// The exit codes. The numbers are part of the command line's contract.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// It did what was asked.
+    Success = 0,
+    /// Something failed that none of the others describes.
+    Failure = 1,
+    /// An argument, a setting or a manifest is wrong. Nothing was sent.
+    Usage = 2,
+    /// The agent refused the transaction. Nothing changed.
+    Refused = 3,
+    /// No agent answers at the socket.
+    Unreachable = 4,
+    /// A privilege, a mount or a kernel feature is missing.
+    Unsupported = 5,
+    /// The state directory is damaged, or is not this agent's.
+    Damaged = 6,
+    /// It did not happen in time; it may still happen.
+    TimedOut = 7,
+    /// There is no such resource.
+    NotFound = 8,
+    /// An agent is running where none may be.
+    InUse = 9,
+}
+
+impl Exit {
+    /// All codes, with what they mean: for `--help` and the documentation.
+    pub const ALL: [(Self, &'static str); 10] = [
+        (Self::Success, "it did what was asked"),
+        (Self::Failure, "something else failed"),
+        (Self::Usage, "an argument, a setting or a manifest is wrong; nothing was sent"),
+        (Self::Refused, "the agent refused the transaction; nothing changed"),
+        (Self::Unreachable, "no agent answers at the socket"),
+        (Self::Unsupported, "a privilege, a mount or a kernel feature is missing"),
+        (Self::Damaged, "the state directory is damaged, or is not this agent's"),
+        (Self::TimedOut, "it did not happen in time; it may still happen"),
+        (Self::NotFound, "there is no such resource"),
+        (Self::InUse, "an agent is running where none may be"),
+    ];
+
+    /// The table of codes as `--help` shows it.
+    pub fn table() -> String {
+        let lines: Vec<String> =
+            Self::ALL.iter().map(|(exit, meaning)| format!("  {}  {meaning}", *exit as u8)).collect();
+        format!("Exit codes:\n{}", lines.join("\n"))
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Why a command failed: what a person reads, and the code a script reads.
+#[derive(Debug)]
+pub struct Failure {
+    /// The code.
+    pub exit: Exit,
+    /// One message for each thing that is wrong, each one line.
+    pub messages: Vec<String>,
+}
+
+impl Failure {
+    /// A failure with one message.
+    pub fn new(exit: Exit, message: impl fmt::Display) -> Self {
+        Self { exit, messages: vec![message.to_string()] }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::new(Exit::Usage, error)
+    }
+}
+
+impl From<HostError> for Failure {
+    fn from(error: HostError) -> Self {
+        Self::new(Exit::Unsupported, error)
+    }
+}
+
+impl From<BindError> for Failure {
+    fn from(error: BindError) -> Self {
+        let exit = match &error {
+            BindError::InUse { .. } => Exit::InUse,
+            BindError::NotASocket { .. } | BindError::TooLong { .. } => Exit::Usage,
+            BindError::Io { source, .. } => exit_of_io(source),
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<OpenError> for Failure {
+    fn from(error: OpenError) -> Self {
+        let exit = match &error {
+            OpenError::InUse { .. } => Exit::InUse,
+            OpenError::BadConfig { .. } => Exit::Usage,
+            OpenError::Io { source, .. } => exit_of_io(source),
+            _ => Exit::Damaged,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<LoadError> for Failure {
+    fn from(error: LoadError) -> Self {
+        let exit = match &error {
+            LoadError::Io { .. } | LoadError::Link { .. } | LoadError::Pin { .. } => Exit::Failure,
+            _ => Exit::Unsupported,
+        };
+        Self::new(exit, one_line(&error))
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Load(error) => error.into(),
+            StartError::Journal(ReadError::Io { .. } | ReadError::Closed) => Self::new(Exit::Failure, one_line(&error)),
+            StartError::Journal(_) => Self::new(Exit::Damaged, one_line(&error)),
+            StartError::TooSmall { .. } => Self::new(Exit::Usage, error),
+            StartError::Table(_) | StartError::Fill(_) | StartError::Thread(_) => {
+                Self::new(Exit::Failure, one_line(&error))
+            }
+        }
+    }
+}
+
+fn exit_of_io(error: &io::Error) -> Exit {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Exit::Unsupported,
+        _ => Exit::Failure,
+    }
+}
+
+/// The verifier's log has many lines; its first ones say what is wrong.
+fn one_line(error: &impl fmt::Display) -> String {
+    const CHARS_MAX: usize = 500;
+    let text = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+    match text.char_indices().nth(CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        let exit = match &error {
+            ClientError::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                return Self::new(Exit::Unsupported, format!("{error}: run as the agent's user (usually root)"));
+            }
+            ClientError::Unreachable { .. } => {
+                return Self::new(Exit::Unreachable, format!("{error}: is `holdfast agent` running there?"));
+            }
+            ClientError::Rejected(Rejection::Refused { .. }) | ClientError::TooLarge { .. } => Exit::Refused,
+            ClientError::TimedOut => Exit::TimedOut,
+            ClientError::Rejected(_) | ClientError::Failed { .. } | ClientError::UnreadableAnswer { .. } => {
+                Exit::Failure
+            }
+        };
+        Self::new(exit, error)
+    }
+}

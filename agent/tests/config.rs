@@ -1,0 +1,104 @@
+//! Settings: who wins, and what is refused.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use agent::cli::{AgentArgs, Cli, Command, Common, Datapath, LogFormat};
+use agent::config::{Config, socket};
+use clap::Parser as _;
+use expect_test::{Expect, expect};
+use storage_schema::map::Capacities;
+use tempfile::TempDir;
+
+/// A settings file, and what the command line makes of it. The environment is the test process' own, so what it says is
+/// tested through the real binary (see `cli.rs`).
+fn config(file: &str, arguments: &[&str]) -> Result<Config, String> {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("agent.toml");
+    fs::write(&path, file).unwrap();
+    let arguments =
+        ["holdfast", "agent", "--config", path.to_str().unwrap()].into_iter().chain(arguments.iter().copied());
+    let cli = Cli::try_parse_from(arguments).map_err(|error| error.to_string())?;
+    let Command::Agent(args) = cli.command else { panic!("{:?}", cli.command) };
+    Config::for_agent(&cli.common, &args)
+        .map_err(|error| error.to_string().replace(directory.path().to_str().unwrap(), "DIR"))
+}
+
+fn refused(file: &str, arguments: &[&str], expected: &Expect) {
+    expected.assert_eq(&config(file, arguments).expect_err("accepted"));
+}
+
+#[test]
+fn nothing_said_means_the_defaults() {
+    let expected = Config {
+        state_dir: "/var/lib/holdfast".into(),
+        pin_root: "/sys/fs/bpf/holdfast".into(),
+        cgroup: None,
+        socket: "/run/holdfast/holdfast.sock".into(),
+        datapath: Datapath::Kernel,
+        capacities: Capacities::default(),
+        log_filter: "info".to_owned(),
+        log_format: LogFormat::Text,
+    };
+    assert_eq!(config("", &[]), Ok(expected));
+}
+
+#[test]
+fn the_file_that_is_delivered_says_the_defaults() {
+    let delivered = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/agent.toml")).unwrap();
+    assert_eq!(config(&delivered, &[]), config("", &[]));
+    let uncommented: String = delivered
+        .lines()
+        .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line).to_owned() + "\n")
+        .collect();
+    let mut defaults = config("", &[]).unwrap();
+    defaults.cgroup = Some("/sys/fs/cgroup/kubepods.slice".into());
+    assert_eq!(config(&uncommented, &[]), Ok(defaults));
+}
+
+#[test]
+fn a_flag_overrides_the_file() {
+    let file = "state_dir = \"/a\"\nsocket = \"/a.sock\"\ndatapath = \"memory\"\n\
+                [capacities]\nservices = 10\nbackends = 20\n[log]\nfilter = \"warn\"\nformat = \"json\"\n";
+    let from_file = config(file, &[]).unwrap();
+    assert_eq!(from_file.state_dir, PathBuf::from("/a"));
+    assert_eq!((from_file.datapath, from_file.log_format), (Datapath::Memory, LogFormat::Json));
+    assert_eq!((from_file.capacities.services, from_file.capacities.backends), (10, 20));
+
+    let flags = ["--state-dir", "/b", "--socket", "/b.sock", "--datapath", "kernel", "--capacity-services", "11"];
+    let with_flags = config(file, &flags).unwrap();
+    assert_eq!((with_flags.state_dir, with_flags.socket), ("/b".into(), "/b.sock".into()));
+    assert_eq!((with_flags.datapath, with_flags.log_filter.as_str()), (Datapath::Kernel, "warn"));
+    assert_eq!((with_flags.capacities.services, with_flags.capacities.backends), (11, 20));
+}
+
+#[test]
+fn what_cannot_be_used_is_named() {
+    refused("state_dir = \"relative/path\"\n", &[], &expect![""]);
+    refused("", &["--socket", ""], &expect![""]);
+    refused("[capacities]\nendpoints = 0\n", &[], &expect![""]);
+    refused("", &["--capacity-frontends", "4294967295"], &expect![""]);
+    refused("[log]\nfilter = \"agent=loud\"\n", &[], &expect![""]);
+}
+
+#[test]
+fn what_is_wrong_in_the_file_is_named_with_its_line() {
+    refused("socket = \"/a.sock\"\nsockets = \"/b.sock\"\n", &[], &expect![""]);
+    refused("\n[capacities]\nservice = 1\n", &[], &expect![""]);
+    refused("datapath = \"cloud\"\n", &[], &expect![""]);
+    refused("[capacities]\nservices = -1\n", &[], &expect![""]);
+    refused("socket = /a.sock\n", &[], &expect![""]);
+}
+
+#[test]
+fn a_file_that_is_named_must_be_there() {
+    let common = Common { config: Some("/nonexistent/agent.toml".into()), socket: None };
+    expect![""].assert_eq(&Config::for_agent(&common, &AgentArgs::default()).unwrap_err().to_string());
+    expect![""].assert_eq(&socket(&common).unwrap_err().to_string());
+}
+
+#[test]
+fn a_client_that_is_told_the_socket_needs_no_file() {
+    let common = Common { config: Some("/nonexistent/agent.toml".into()), socket: Some("/a.sock".into()) };
+    assert_eq!(socket(&common).unwrap(), PathBuf::from("/a.sock"));
+}
