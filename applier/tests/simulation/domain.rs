@@ -30,7 +30,9 @@ impl Domain {
 
     /// The next transaction. It may be refused: dangling, duplicate or too large.
     pub(crate) fn transaction(&mut self, random: &mut ChaCha8Rng) -> Transaction {
-        let deltas = (0..random.random_range(1..=6)).map(|_| self.delta(random)).collect();
+        // Small ones touch few cells, so that several flips go by within one grace period.
+        let length = if random.random_bool(0.7) { 1 } else { random.random_range(2..=6) };
+        let deltas = (0..length).map(|_| self.delta(random)).collect();
         let origin = Origin { source: "simulation".to_owned(), incarnation: 1, version: None };
         Transaction { origin, deltas }
     }

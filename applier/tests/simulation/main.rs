@@ -32,10 +32,11 @@ fn random_schedules_keep_all_invariants() {
         let mut domain = Domain::new();
         let mut world = World::new(&heads);
         for _ in 0..rounds {
-            match random.random_range(0..10) {
-                0..=5 => world.push(&domain.transaction(&mut random)),
-                6 | 7 => world.quiesce(),
-                8 => world.kill_in(random.random_range(1..200)),
+            match random.random_range(0..16) {
+                0..=7 => world.push(&domain.transaction(&mut random)),
+                8..=10 => world.begin_grace(),
+                11..=13 => world.end_grace(),
+                14 => world.kill_in(random.random_range(1..200)),
                 _ => world.refuse_index_call_in(random.random_range(1..4)),
             }
             if random.random_bool(0.7) {
@@ -60,8 +61,10 @@ fn every_crash_point_recovers() {
             if round % 3 != 0 {
                 world.apply();
             }
-            if round % 5 == 0 {
-                world.quiesce();
+            match round % 5 {
+                0 => world.begin_grace(),
+                3 => world.end_grace(),
+                _ => {}
             }
         }
         world.settle();

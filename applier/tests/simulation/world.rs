@@ -74,6 +74,7 @@ pub(crate) struct World<'h> {
     model: Model,
     lsn: Lsn,
     queued: Changes,
+    grace: Option<Epoch>,
 }
 
 impl<'h> World<'h> {
@@ -90,8 +91,16 @@ impl<'h> World<'h> {
             kill_in: None,
             refuse_in: None,
         }));
-        let mut world =
-            Self { heads, memory, checker, applier: None, model, lsn: Lsn::ZERO, queued: Changes::default() };
+        let mut world = Self {
+            heads,
+            memory,
+            checker,
+            applier: None,
+            model,
+            lsn: Lsn::ZERO,
+            queued: Changes::default(),
+            grace: None,
+        };
         let applier = Applier::create(world.tables(), &IDENTITY);
         applier.complete();
         world.applier = Some(applier);
@@ -136,17 +145,19 @@ impl<'h> World<'h> {
         }
     }
 
-    /// A grace period passes: programs of older epochs are gone.
-    pub(crate) fn quiesce(&mut self) {
+    /// A grace period begins, unless one is under way.
+    pub(crate) fn begin_grace(&mut self) {
         let active = self.applier.as_ref().expect("alive").active();
-        {
-            let held = &mut self.checker.borrow_mut().held;
-            held.retain(|epoch, _| *epoch >= active.0);
-            let index = self.memory_index();
-            held.insert(active.0, vec![index]);
+        self.grace.get_or_insert(active);
+    }
+
+    /// The grace period that is under way ends: programs of epochs before its beginning are gone.
+    pub(crate) fn end_grace(&mut self) {
+        if let Some(epoch) = self.grace.take() {
+            self.checker.borrow_mut().held.retain(|held, _| *held >= epoch.0);
+            // A refused call is tried again at the next grace period.
+            drop(self.run(|applier| applier.quiesce(epoch)));
         }
-        // A refused call is tried again at the next grace period.
-        drop(self.run(|applier| applier.quiesce(active)));
     }
 
     /// Kills the applier before its `steps`-th step from now.
@@ -171,8 +182,9 @@ impl<'h> World<'h> {
             checker.refuse_in = None;
         }
         for _ in 0..6 {
+            self.end_grace();
             self.apply();
-            self.quiesce();
+            self.begin_grace();
         }
         let epoch = self.applier.as_ref().expect("alive").active();
         assert_eq!(Lsn::from(epoch), self.lsn, "everything journaled is applied");
@@ -210,6 +222,7 @@ impl<'h> World<'h> {
 
     /// A new life: recovery from the tables as they are, then the whole state at the journal's end.
     fn restart(&mut self) {
+        self.grace = None;
         loop {
             let lived = catch_unwind(AssertUnwindSafe(|| {
                 let (mut applier, _) = Applier::recover(self.tables()).expect("the protocol leaves recoverable tables");
