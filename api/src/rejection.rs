@@ -106,7 +106,7 @@ pub struct Violation {
     pub path: String,
     /// The resource that is meant, if it is one that has a name. Only the first violation's is sent to the client.
     pub resource: Option<ResourceKey>,
-    /// What is wrong, as a predicate of the field: `must be 1 to 65535, not 0`.
+    /// What is wrong: `must be 1 to 65535, not 0`.
     pub description: String,
 }
 
@@ -168,7 +168,7 @@ impl fmt::Display for Violation {
         if let Some(resource) = &self.resource {
             write!(f, "{resource}: ")?;
         }
-        write!(f, "{} {}", self.path, self.description)
+        write!(f, "{}: {}", self.path, self.description)
     }
 }
 

@@ -259,7 +259,7 @@ async fn a_malformed_request_is_an_invalid_argument_with_field_violations() {
     let request = proto::ApplyRequest { transaction: Some(transaction), ..proto::ApplyRequest::default() };
     let status = push.apply(request).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
-    assert_eq!(status.message(), "transaction.deltas[0] must hold an upsert or a removal");
+    assert_eq!(status.message(), "transaction.deltas[0]: must hold an upsert or a removal");
     let details = status.get_error_details();
     assert_eq!(details.bad_request().unwrap().field_violations[0].field, "transaction.deltas[0]");
     assert_eq!(details.error_info().unwrap().reason, "INVALID");

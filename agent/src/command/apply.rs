@@ -88,13 +88,10 @@ fn refused(violations: &Violations, documents: &[Document]) -> Failure {
         .iter()
         .map(|violation| match violation.delta().and_then(|index| documents.get(index)) {
             Some(document) => document.error(&camel_case(violation.field()), &*violation.description).to_string(),
-            None => violation.to_string(),
+            None => push::describe(violation),
         })
         .collect();
-    if violations.more() > 0 {
-        messages.push(format!("and {} more", violations.more()));
-    }
-    messages.push("the agent refused the transaction: nothing was changed".to_owned());
+    messages.extend(push::unsaid(violations));
     Failure { exit: Exit::Refused, messages }
 }
 

@@ -1,5 +1,7 @@
 //! `holdfast delete`: removals as one transaction.
 
+use api::client::ClientError;
+use api::rejection::Rejection;
 use storage_schema::record::Delta;
 use storage_schema::resource::ResourceKey;
 
@@ -21,7 +23,13 @@ pub(super) fn run(common: &Common, args: &DeleteArgs) -> Result<(), Failure> {
             }
         }
         let transaction = push::transaction(&args.source, keys.into_iter().map(Delta::Remove).collect());
-        let receipt = push::push(&client, &transaction, &args.waiting).await?;
-        push::report(&receipt, &transaction, &args.waiting)
+        match push::push(&client, &transaction, &args.waiting).await {
+            Ok(receipt) => push::report(&receipt, &transaction, &args.waiting),
+            Err(ClientError::Rejected(Rejection::Refused { violations, .. })) => {
+                let messages = violations.iter().map(push::describe).chain(push::unsaid(&violations)).collect();
+                Err(Failure { exit: Exit::Refused, messages })
+            }
+            Err(error) => Err(error.into()),
+        }
     })
 }

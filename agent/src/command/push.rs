@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use api::client::Client;
+use api::rejection::{Violation, Violations};
 use api::{Level, Receipt, WAIT_TIMEOUT_MAX};
 use indicatif::ProgressBar;
 use storage_schema::record::{Delta, Origin, Transaction};
@@ -74,6 +75,24 @@ pub(super) fn report(receipt: &Receipt, transaction: &Transaction, waiting: &Wai
         return Err(Failure::new(Exit::TimedOut, message));
     }
     Ok(())
+}
+
+/// What the agent says about a transaction that was typed, not written down: its resources are known by name.
+pub(super) fn describe(violation: &Violation) -> String {
+    let mut text = violation.description.clone();
+    if violation.delta().is_some() && !violation.field().is_empty() {
+        text = format!("{}: {text}", violation.field());
+    }
+    match &violation.resource {
+        Some(resource) => format!("{resource}: {text}"),
+        None => text,
+    }
+}
+
+/// What is left to be said after the violations themselves.
+pub(super) fn unsaid(violations: &Violations) -> impl Iterator<Item = String> + use<> {
+    let more = (violations.more() > 0).then(|| format!("and {} more", violations.more()));
+    more.into_iter().chain(["the agent refused the transaction: nothing was changed".to_owned()])
 }
 
 /// `3 services, 8 workloads`, or `2 removed`.

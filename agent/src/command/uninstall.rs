@@ -2,7 +2,6 @@
 
 use std::io::{self, IsTerminal as _, Write as _};
 
-use api::socket::BindError;
 use journal::Journal;
 
 use crate::cli::{Common, Datapath, UninstallArgs};
@@ -13,7 +12,8 @@ use crate::output;
 pub(super) fn run(common: &Common, args: &UninstallArgs) -> Result<(), Failure> {
     let config = Config::for_places(common, &args.places)?;
     if api::socket::is_listening(&config.socket).unwrap_or(false) {
-        return Err(BindError::InUse { path: config.socket }.into());
+        let message = format!("an agent is running on {}: stop it first", config.socket.display());
+        return Err(Failure::new(Exit::InUse, message));
     }
     let pins = config.datapath == Datapath::Kernel && config.pin_root.exists();
     let state = args.state && config.state_dir.exists();

@@ -160,6 +160,10 @@ impl Agent {
         self.signal(Signal::KILL);
     }
 
+    pub(crate) fn pid(&self) -> String {
+        self.child.id().to_string()
+    }
+
     fn signal(&mut self, signal: Signal) -> i32 {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
         self.child.wait().unwrap().code().unwrap_or(-1)
