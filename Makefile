@@ -43,13 +43,16 @@ lint: target/tools/for-lint ## Formatting, clippy, documentation, dependency edg
 	@. $(ENV) && if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check; \
 	else echo "lint: cargo-deny is not installed (cargo install cargo-deny --locked): deny.toml was not checked"; fi
 
-bench: target/tools/for-build ## Run the benchmarks.
-	$(CARGO) bench --locked --workspace
+bench: target/tools/for-build ## Run every benchmark in benches/; each measures its floor in the same run.
+	for bench in benches/*/Cargo.toml; do $(CARGO) run --locked --release --manifest-path "$$bench" || exit; done
 
-nightly: target/tools/for-test ## Long simulations and crash runs: HOLDFAST_SEEDS=<n> seeds each (default 2000), no time limit but the job's.
+nightly: target/tools/for-test ## Long runs: SIMULATED=<n> seeds of each simulation, KILLED=<n> of real kills.
 	$(CARGO) build $(TEST_BUILD) --bins
-	HOLDFAST_BIN=$(abspath $(TARGET))/debug/holdfast HOLDFAST_SEEDS=$(or $(HOLDFAST_SEEDS),2000); \
-	export HOLDFAST_BIN HOLDFAST_SEEDS; $(CARGO) nextest run $(TEST_BUILD) --profile nightly
+	HOLDFAST_SEEDS=$(or $(SIMULATED),2000); export HOLDFAST_SEEDS; \
+	$(CARGO) nextest run $(TEST_BUILD) --profile nightly -E 'package(applier) + package(journal)'
+	HOLDFAST_SEEDS=$(or $(KILLED),50) HOLDFAST_BIN=$(abspath $(TARGET))/debug/holdfast; \
+	export HOLDFAST_SEEDS HOLDFAST_BIN; \
+	$(CARGO) nextest run $(TEST_BUILD) --profile nightly -E 'package(recovery-tests)'
 
 clean: ## Remove what was built, keep the installed tools.
 	@[ ! -d target ] || find target -mindepth 1 -maxdepth 1 ! -name tools -exec rm -rf {} +
