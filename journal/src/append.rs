@@ -62,16 +62,19 @@ pub struct Ack {
 enum AckState {
     /// Durable since long ago.
     Known { durable_wall_ns: u64 },
-    /// To be seen.
-    Pending(watch::Receiver<Progress>),
+    /// To be seen. Each group has an outcome of its own, so that only those are woken whom it concerns.
+    Pending(watch::Receiver<Outcome>),
 }
 
-/// How far one life of the writer is.
+/// What became of a group.
 #[derive(Clone, Debug)]
-pub(crate) struct Progress {
-    pub(crate) durable_lsn: Lsn,
-    pub(crate) durable_wall_ns: u64,
-    pub(crate) end: Option<End>,
+pub(crate) enum Outcome {
+    /// It waits, or is being written.
+    Pending,
+    /// It is durable.
+    Durable { wall_ns: u64 },
+    /// It was given up.
+    GivenUp(End),
 }
 
 /// How a life of the writer ended.
@@ -91,6 +94,11 @@ impl From<End> for AppendError {
 }
 
 impl Ack {
+    /// The acknowledgement of a record on its way.
+    pub(crate) fn pending(known: Known) -> Self {
+        Self { lsn: known.lsn, hash: known.hash, state: AckState::Pending(known.outcome) }
+    }
+
     /// The acknowledgement of a record that is durable already.
     pub(crate) fn known(receipt: Receipt) -> Self {
         let state = AckState::Known { durable_wall_ns: receipt.durable_wall_ns };
@@ -112,12 +120,12 @@ impl Ack {
         let Self { lsn, hash, state } = self.clone();
         let durable_wall_ns = match state {
             AckState::Known { durable_wall_ns } => durable_wall_ns,
-            AckState::Pending(mut progress) => {
-                let seen = progress.wait_for(|now| now.durable_lsn >= lsn || now.end.is_some()).await;
-                let Ok(now) = seen else { return Err(AppendError::Closed) };
-                match &now.end {
-                    Some(end) if now.durable_lsn < lsn => return Err(end.clone().into()),
-                    _ => now.durable_wall_ns,
+            AckState::Pending(mut outcome) => {
+                let seen = outcome.wait_for(|outcome| !matches!(outcome, Outcome::Pending)).await;
+                match seen.as_deref() {
+                    Ok(Outcome::Durable { wall_ns }) => *wall_ns,
+                    Ok(Outcome::GivenUp(end)) => return Err(end.clone().into()),
+                    Ok(Outcome::Pending) | Err(_) => return Err(AppendError::Closed),
                 }
             }
         };
@@ -159,7 +167,6 @@ pub(crate) struct Intake {
     slots: Arc<Semaphore>,
     room: Notify,
     queued_bytes: AtomicU64,
-    progress: watch::Sender<Progress>,
     stored: watch::Receiver<Stored>,
 }
 
@@ -173,6 +180,13 @@ struct Limits {
     receipts_per_source: usize,
 }
 
+/// A group, and where its pushers look.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) group: Group,
+    outcome: watch::Sender<Outcome>,
+}
+
 #[derive(Debug)]
 struct Queue {
     /// The last record that has a number.
@@ -181,7 +195,9 @@ struct Queue {
     segment_first: Lsn,
     segment_bytes: u64,
     offset: u64,
-    groups: VecDeque<Group>,
+    groups: VecDeque<Queued>,
+    /// The writer sleeps: it has to be woken.
+    idle: bool,
     sources: Sources,
     end: Option<End>,
 }
@@ -200,10 +216,10 @@ impl Intake {
             segment_bytes: log.segment_bytes,
             offset: log.catalogue.last().end(),
             groups: VecDeque::new(),
+            idle: false,
             sources,
             end: None,
         };
-        let progress = Progress { durable_lsn: log.head.lsn, durable_wall_ns: config.clock.now().wall_ns, end: None };
         Self {
             limits: Limits {
                 segment_bytes: config.segment_bytes,
@@ -221,7 +237,6 @@ impl Intake {
             slots: Arc::new(Semaphore::new(config.queue_records_max)),
             room: Notify::new(),
             queued_bytes: AtomicU64::new(0),
-            progress: watch::Sender::new(progress),
             stored,
         }
     }
@@ -233,11 +248,6 @@ impl Intake {
     /// Runs `question` on the sources as they are with everything queued.
     pub(crate) fn with_sources<T>(&self, question: impl FnOnce(&Sources) -> T) -> T {
         question(&self.lock().sources)
-    }
-
-    /// The acknowledgement of a record of this life.
-    pub(crate) fn ack(&self, known: Known) -> Ack {
-        Ack { lsn: known.lsn, hash: known.hash, state: AckState::Pending(self.progress.subscribe()) }
     }
 
     pub(crate) async fn reserve(self: &Arc<Self>) -> Result<Permit, AppendError> {
@@ -291,18 +301,21 @@ impl Intake {
             return Err(AppendError::TooLarge { bytes: body.len() as u64, limit: self.limits.record_bytes_max });
         }
         let head = Head { lsn: record.lsn, hash: hash_record(&body) };
-        queue.enqueue(self, head, &body, now.wall_ns);
-        let known = Known { lsn: head.lsn, hash: head.hash };
+        let outcome = queue.enqueue(self, head, &body, now.wall_ns);
+        let known = Known { lsn: head.lsn, hash: head.hash, outcome };
         let stored_lsn = self.stored.borrow().lsn;
-        queue.sources.note(&record.transaction.origin, known, stored_lsn, self.limits.receipts_per_source);
+        queue.sources.note(&record.transaction.origin, &known, stored_lsn, self.limits.receipts_per_source);
         self.queued_bytes.fetch_add(frame_bytes(body.len()) as u64, Ordering::AcqRel);
+        let wake = std::mem::take(&mut queue.idle);
         drop(queue);
-        self.work.notify_one();
-        Ok(Submitted { lsn: head.lsn, ack: self.ack(known) })
+        if wake {
+            self.work.notify_one();
+        }
+        Ok(Submitted { lsn: head.lsn, ack: Ack::pending(known) })
     }
 
     /// The next group for the writer; `None` when the journal is being closed and nothing is left.
-    pub(crate) fn next_group(&self) -> Option<Group> {
+    pub(crate) fn next_group(&self) -> Option<Queued> {
         let mut queue = self.lock();
         loop {
             if let Some(group) = queue.groups.pop_front() {
@@ -311,6 +324,7 @@ impl Intake {
             if queue.end.is_some() {
                 return None;
             }
+            queue.idle = true;
             queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -323,36 +337,36 @@ impl Intake {
 
     /// A group is durable: acknowledges it and makes room. Invariant (acknowledged means durable): the writer calls it after
     /// the group's sync returned `Ok`, and nothing else does.
-    pub(crate) fn acknowledge(&self, group: &Group) {
-        let durable_wall_ns = self.clock.now().wall_ns;
-        self.progress.send_modify(|progress| {
-            progress.durable_lsn = group.last_lsn;
-            progress.durable_wall_ns = durable_wall_ns;
-        });
+    pub(crate) fn acknowledge(&self, queued: &Queued) {
+        let group = &queued.group;
+        queued.outcome.send_replace(Outcome::Durable { wall_ns: self.clock.now().wall_ns });
         self.queued_bytes.fetch_sub(group.frames.len() as u64, Ordering::AcqRel);
         self.slots.add_permits(group.records);
         self.room.notify_waiters();
     }
 
-    /// Ends this life: with `Failed` everything that is queued is dropped; with `Closed` the writer still carries it out.
+    /// A group could not be made durable: ends this life. Whoever waits learns the cause.
+    pub(crate) fn give_up(&self, queued: &Queued, failure: WriteFailure) {
+        let end = End::Failed(Arc::new(failure));
+        self.finish(end.clone());
+        queued.outcome.send_replace(Outcome::GivenUp(end));
+    }
+
+    /// Ends this life: with `Failed` everything that is queued is given up; with `Closed` the writer still carries it out.
     pub(crate) fn finish(&self, end: End) {
         let mut queue = self.lock();
         if queue.end.is_none() {
             queue.end = Some(end.clone());
         }
         if matches!(end, End::Failed(_)) {
-            queue.groups.clear();
-            self.progress.send_modify(|progress| progress.end = Some(end));
+            for queued in queue.groups.drain(..) {
+                queued.outcome.send_replace(Outcome::GivenUp(end.clone()));
+            }
         }
         drop(queue);
         self.slots.close();
         self.room.notify_waiters();
         self.work.notify_all();
-    }
-
-    /// The writer has carried out everything after `finish(Closed)`.
-    pub(crate) fn drained(&self) {
-        self.progress.send_modify(|progress| progress.end = Some(progress.end.take().unwrap_or(End::Closed)));
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -361,18 +375,17 @@ impl Intake {
 }
 
 impl Queue {
-    fn enqueue(&mut self, intake: &Intake, head: Head, body: &[u8], wall_ns: u64) {
+    fn enqueue(&mut self, intake: &Intake, head: Head, body: &[u8], wall_ns: u64) -> watch::Receiver<Outcome> {
         let bytes = frame_bytes(body.len());
         // An empty segment takes its first record whatever its size: a successor would begin with the same LSN.
         let empty = self.offset == SEGMENT_HEADER_BYTES as u64;
         let full = self.offset + bytes as u64 > self.segment_bytes && !empty;
         let opens = full.then(|| self.roll(intake, bytes, wall_ns));
-        let fits = self
-            .groups
-            .back()
-            .is_some_and(|group| opens.is_none() && group.frames.len() + bytes <= intake.limits.group_bytes_max);
+        let fits = self.groups.back().is_some_and(|queued| {
+            opens.is_none() && queued.group.frames.len() + bytes <= intake.limits.group_bytes_max
+        });
         if !fits {
-            self.groups.push_back(Group {
+            let group = Group {
                 opens,
                 first_lsn: head.lsn,
                 last_lsn: head.lsn,
@@ -380,15 +393,17 @@ impl Queue {
                 records: 0,
                 offset: self.offset,
                 frames: Vec::with_capacity(bytes),
-            });
+            };
+            self.groups.push_back(Queued { group, outcome: watch::Sender::new(Outcome::Pending) });
         }
-        let group = self.groups.back_mut().expect("one was there or was made");
+        let Queued { group, outcome } = self.groups.back_mut().expect("one was there or was made");
         push_frame(&mut group.frames, intake.store_id, head.lsn, group.first_lsn, body);
         group.last_lsn = head.lsn;
         group.last_hash = head.hash;
         group.records += 1;
         self.offset += bytes as u64;
         self.head = head;
+        outcome.subscribe()
     }
 
     /// Goes on in a new segment, which is made large enough for the record that opens it.

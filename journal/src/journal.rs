@@ -199,7 +199,7 @@ impl Journal {
         let Inner { intake, shelf, .. } = &*self.inner;
         let (standing, version) = match (intake.with_sources(|sources| sources.standing(origin))?, origin.version) {
             (Standing::AskStore { last }, Some(version)) => (last, version),
-            (Standing::Known(known), _) => return Ok(OriginState::Duplicate(intake.ack(known))),
+            (Standing::Known(known), _) => return Ok(OriginState::Duplicate(Ack::pending(known))),
             (Standing::Fresh | Standing::AskStore { .. }, _) => return Ok(OriginState::Fresh),
         };
         let receipt = shelf

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use crate::disk::{Disk, DiskFile};
 use crate::durable::{Durable, Head};
 use crate::error::ReadError;
-use crate::segment::catalogue::{Catalogue, Segment};
+use crate::segment::catalogue::{Catalogue, INDEX_STEP_BYTES, Segment};
 use crate::segment::frame::NoFrame;
 use crate::segment::recovery::{Damage, Finding};
 use crate::segment::scan::{Scanner, Step};
@@ -62,7 +62,7 @@ impl Library {
         if first < oldest_lsn {
             return Err(ReadError::Compacted { wanted: first, oldest_lsn });
         }
-        Ok(Records { library: self.clone(), next: first, place: None })
+        Ok(Records { library: self.clone(), next: first, durable_lsn: Lsn::ZERO, place: None })
     }
 
     pub(crate) fn encoded_record(&self, lsn: Lsn) -> Result<Durable<EncodedRecord>, ReadError> {
@@ -80,6 +80,8 @@ impl Library {
 pub struct Records {
     library: Library,
     next: Lsn,
+    /// The head when it was last looked at: it only moves on.
+    durable_lsn: Lsn,
     place: Option<Place>,
 }
 
@@ -88,6 +90,8 @@ struct Place {
     segment: Arc<Segment>,
     scanner: Scanner,
     limit: u64,
+    /// Where the last place was remembered.
+    noted: u64,
 }
 
 impl Records {
@@ -98,7 +102,10 @@ impl Records {
 
     /// The next record, not decoded; its checksum was checked.
     pub fn next_encoded(&mut self) -> Option<Result<Durable<EncodedRecord>, ReadError>> {
-        (self.next <= self.library.durable_lsn()).then(|| self.read_next())
+        if self.next > self.durable_lsn {
+            self.durable_lsn = self.library.durable_lsn();
+        }
+        (self.next <= self.durable_lsn).then(|| self.read_next())
     }
 
     /// Reads record `self.next`, which is durable and therefore there.
@@ -117,7 +124,10 @@ impl Records {
             match step {
                 Step::Frame(frame) if frame.lsn == self.next => {
                     self.next = self.next.next();
-                    place.segment.remember(frame.lsn, frame.offset);
+                    if frame.offset >= place.noted + INDEX_STEP_BYTES {
+                        place.noted = frame.offset;
+                        place.segment.remember(frame.lsn, frame.offset);
+                    }
                     return Ok(Durable::vouch(EncodedRecord { lsn: frame.lsn, encoded: frame.body }));
                 }
                 Step::Frame(frame) => {
@@ -183,7 +193,7 @@ impl Records {
                 }
             }
         }
-        Ok(Place { segment, scanner, limit })
+        Ok(Place { segment, limit, noted: scanner.offset(), scanner })
     }
 }
 

@@ -92,10 +92,10 @@ impl Shelf {
             if batch.records == 0 {
                 return Ok(folded);
             }
-            let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
-            store.as_mut().ok_or_else(|| self.absent())?.fold(&batch)?;
-            drop(store);
             folded += batch.records as u64;
+            let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
+            store.as_mut().ok_or_else(|| self.absent())?.fold(batch)?;
+            drop(store);
             progress(Lsn(records.next_lsn().0 - 1));
         }
     }

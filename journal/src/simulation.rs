@@ -18,7 +18,7 @@ use storage_schema::record::{Delta, Origin, Transaction};
 use storage_schema::resource::{Resource, Service};
 use tokio::sync::watch;
 
-use crate::append::{End, Intake};
+use crate::append::Intake;
 use crate::config::Config;
 use crate::disk::simulated::{Faults, SimulatedDisk};
 use crate::durable::{Durable, Head};
@@ -119,13 +119,13 @@ impl Simulation {
                 self.submitted.push(submitted.ack.hash());
             }
             while intake.queued_groups() > 0 {
-                let group = intake.next_group().expect("one is queued");
-                if let Err(failure) = writer.write(&group, None) {
-                    intake.finish(End::Failed(Arc::new(failure)));
+                let queued = intake.next_group().expect("one is queued");
+                if let Err(failure) = writer.write(&queued.group, None) {
+                    intake.give_up(&queued, failure);
                     return false;
                 }
-                self.acked_lsn = group.last_lsn;
-                intake.acknowledge(&group);
+                self.acked_lsn = queued.group.last_lsn;
+                intake.acknowledge(&queued);
             }
         }
         true

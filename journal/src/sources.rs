@@ -9,6 +9,9 @@ use std::collections::{HashMap, VecDeque};
 use storage_schema::id::{Lsn, RecordHash};
 use storage_schema::record::Origin;
 
+use tokio::sync::watch;
+
+use crate::append::Outcome;
 use crate::error::{AppendError, OriginError};
 
 /// What is known about a source.
@@ -23,14 +26,15 @@ pub struct SourceState {
 }
 
 /// A record that a source has written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct Known {
     pub(crate) lsn: Lsn,
     pub(crate) hash: RecordHash,
+    pub(crate) outcome: watch::Receiver<Outcome>,
 }
 
 /// What is known about a push.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Standing {
     /// New.
     Fresh,
@@ -79,7 +83,7 @@ impl Sources {
             return Ok(Standing::Fresh);
         }
         Ok(match source.recent.binary_search_by_key(&given, |recent| recent.0) {
-            Ok(at) => Standing::Known(source.recent[at].1),
+            Ok(at) => Standing::Known(source.recent[at].1.clone()),
             Err(_) => Standing::AskStore { last },
         })
     }
@@ -96,7 +100,7 @@ impl Sources {
     }
 
     /// Notes a push that has got its number.
-    pub(crate) fn note(&mut self, origin: &Origin, known: Known, stored_lsn: Lsn, receipts_per_source: usize) {
+    pub(crate) fn note(&mut self, origin: &Origin, known: &Known, stored_lsn: Lsn, receipts_per_source: usize) {
         let state = SourceState { incarnation: origin.incarnation, last_version: origin.version, last_lsn: known.lsn };
         let source = match self.0.get_mut(&origin.source) {
             Some(source) => source,
@@ -110,7 +114,7 @@ impl Sources {
             source.recent.pop_front();
         }
         if let Some(version) = origin.version {
-            source.recent.push_back((version, known));
+            source.recent.push_back((version, known.clone()));
         }
     }
 }
@@ -124,29 +128,38 @@ mod tests {
     }
 
     fn known(lsn: u64) -> Known {
-        Known { lsn: Lsn(lsn), hash: RecordHash::default() }
+        Known { lsn: Lsn(lsn), hash: RecordHash::default(), outcome: watch::channel(Outcome::Pending).1 }
+    }
+
+    /// `Some(lsn)` for a known record, `None` for a fresh one, `Err(last)` where the store is asked.
+    fn standing(sources: &Sources, origin: &Origin) -> Result<Option<u64>, u64> {
+        match sources.standing(origin).unwrap() {
+            Standing::Fresh => Ok(None),
+            Standing::Known(known) => Ok(Some(known.lsn.0)),
+            Standing::AskStore { last } => Err(last),
+        }
     }
 
     #[test]
     fn versions_are_recognised_refused_and_forgotten() {
         let mut sources = Sources::default();
-        assert_eq!(sources.standing(&origin(1, 5)).unwrap(), Standing::Fresh);
-        sources.note(&origin(1, 5), known(1), Lsn::ZERO, 10);
-        sources.note(&origin(1, 7), known(2), Lsn::ZERO, 10);
-        assert_eq!(sources.standing(&origin(1, 5)).unwrap(), Standing::Known(known(1)));
-        assert_eq!(sources.standing(&origin(1, 6)).unwrap(), Standing::AskStore { last: 7 });
-        assert_eq!(sources.standing(&origin(1, 8)).unwrap(), Standing::Fresh);
+        assert_eq!(standing(&sources, &origin(1, 5)), Ok(None));
+        sources.note(&origin(1, 5), &known(1), Lsn::ZERO, 10);
+        sources.note(&origin(1, 7), &known(2), Lsn::ZERO, 10);
+        assert_eq!(standing(&sources, &origin(1, 5)), Ok(Some(1)));
+        assert_eq!(standing(&sources, &origin(1, 6)), Err(7));
+        assert_eq!(standing(&sources, &origin(1, 8)), Ok(None));
         assert!(matches!(sources.admit(&origin(1, 7)), Err(AppendError::Repeated { version: 7, .. })));
         // Once the store has it, the store is asked.
-        sources.note(&origin(1, 9), known(3), Lsn(2), 10);
-        assert_eq!(sources.standing(&origin(1, 7)).unwrap(), Standing::AskStore { last: 9 });
+        sources.note(&origin(1, 9), &known(3), Lsn(2), 10);
+        assert_eq!(standing(&sources, &origin(1, 7)), Err(9));
     }
 
     #[test]
     fn unnumbered_pushes_keep_the_last_version() {
         let mut sources = Sources::default();
-        sources.note(&origin(1, 5), known(1), Lsn::ZERO, 10);
-        sources.note(&origin(1, None), known(2), Lsn::ZERO, 10);
+        sources.note(&origin(1, 5), &known(1), Lsn::ZERO, 10);
+        sources.note(&origin(1, None), &known(2), Lsn::ZERO, 10);
         let state = sources.state("cp").unwrap();
         assert_eq!((state.last_version, state.last_lsn), (Some(5), Lsn(2)));
     }
@@ -154,9 +167,9 @@ mod tests {
     #[test]
     fn an_older_incarnation_is_fenced_off() {
         let mut sources = Sources::default();
-        sources.note(&origin(2, 5), known(1), Lsn::ZERO, 10);
+        sources.note(&origin(2, 5), &known(1), Lsn::ZERO, 10);
         assert!(matches!(sources.standing(&origin(1, 6)), Err(OriginError::Fenced { given: 1, current: 2, .. })));
-        assert_eq!(sources.standing(&origin(3, 6)).unwrap(), Standing::Fresh);
-        assert_eq!(sources.standing(&origin(3, 5)).unwrap(), Standing::Known(known(1)), "versions outlive a life");
+        assert_eq!(standing(&sources, &origin(3, 6)), Ok(None));
+        assert_eq!(standing(&sources, &origin(3, 5)), Ok(Some(1)), "versions outlive a life");
     }
 }

@@ -16,10 +16,10 @@
 //! | `resources` | kind, name | LSN of the last change (8), length (4), the first 4096 bytes of the encoded resource |
 //! | `overflow` | kind, name, `0xff`, number (2, big endian) | the following 4096 bytes |
 //! | `sources` | name | incarnation (8), has a version (1), last version (8), last LSN (8), receipts kept (8) |
-//! | `receipts` | source, `0xff`, version (8, big endian) | LSN (8), hash (32), wall clock at the append (8) |
+//! | `receipts` | source, `0xff`, first version (8, big endian) | up to 64 of: version (8), LSN (8), hash (32), wall clock at the append (8) |
 //! | `meta` | `state` | layout (4), schema (4), store id (16), LSN (8), hash (32), digest (16), number of resources (8) |
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,10 +27,10 @@ use std::thread;
 
 use sled::transaction::{ConflictableTransactionError, TransactionError, Transactional, TransactionalTree};
 use sled::{Db, IVec, Tree};
-use storage_schema::codec::{DecodeError, SCHEMA_VERSION, access_record, decode_resource, encode_resource};
+use storage_schema::codec::{DecodeError, SCHEMA_VERSION, decode_resource, encode_resource};
 use storage_schema::id::{Lsn, RecordHash, StoreId};
-use storage_schema::record::{ArchivedDelta, Delta};
-use storage_schema::resource::{Kind, Resource, ResourceKey};
+use storage_schema::record::ArchivedDelta;
+use storage_schema::resource::{ArchivedKind, ArchivedResource, Kind, Resource, ResourceKey};
 
 use crate::append::Receipt;
 use crate::durable::Head;
@@ -43,6 +43,9 @@ const LAYOUT: u32 = 1;
 const STATE_KEY: &[u8] = b"state";
 /// Longest piece of an encoded resource in one value.
 const PIECE_BYTES: usize = 4096;
+/// How many receipts share a value: one each would be most of what the store does.
+const RECEIPTS_PER_PAGE: usize = 64;
+const RECEIPT_BYTES: usize = 56;
 /// Ends a name inside a key: no byte of UTF-8.
 const NAME_END: u8 = 0xff;
 
@@ -88,13 +91,16 @@ pub struct StoredResource<'a> {
     pub encoded: &'a [u8],
 }
 
-/// Records, folded together: of several changes of one key only the last is kept.
+/// Records, folded together: of several changes of one key only the last is kept, and only that is decoded.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
-    head: Head,
-    /// Key in the `resources` tree → what it becomes.
-    resources: BTreeMap<Vec<u8>, Option<(Lsn, Vec<u8>)>>,
+    /// Records that hold a change which counts, or did when they were added.
+    kept: BTreeMap<Lsn, EncodedRecord>,
+    /// Key in the `resources` tree → the record and the delta that changed it last.
+    last: HashMap<Vec<u8>, (Lsn, usize)>,
     sources: BTreeMap<String, SourceBatch>,
+    /// Whose receipt came last: its hash is not known before the next record.
+    last_source: String,
     /// How many records.
     pub(crate) records: usize,
     /// How many bytes they had.
@@ -108,19 +114,20 @@ struct SourceBatch {
     receipts: VecDeque<(u64, Receipt)>,
 }
 
+/// What a key becomes: the encoded resource and the record that made it so, or nothing.
+type Change = Option<(Lsn, Vec<u8>)>;
+
 impl Batch {
     /// Adds the next record.
     pub(crate) fn add(&mut self, record: &EncodedRecord, receipts_per_source: usize) -> Result<(), ReadError> {
         let undecodable = |source| ReadError::Undecodable { lsn: record.lsn, source };
-        let archived = access_record(&record.encoded).map_err(undecodable)?;
+        let archived = record.access().map_err(undecodable)?;
         let lsn = record.lsn;
-        let hash = record.hash();
-        for delta in archived.transaction.deltas.iter() {
-            let (key, change) = match owned_delta(delta).map_err(undecodable)? {
-                Delta::Upsert(resource) => (resource_key(&resource.key()), Some((lsn, encode_resource(&resource)))),
-                Delta::Remove(key) => (resource_key(&key), None),
-            };
-            self.resources.insert(key, change);
+        // A record names its predecessor's hash: computing one for each record would cost more than all the rest here.
+        self.settle_hash(RecordHash(archived.previous_hash.0));
+        for (number, delta) in archived.transaction.deltas.iter().enumerate() {
+            let (kind, name) = key_of(delta);
+            self.last.insert(resource_key(kind, name), (lsn, number));
         }
         let origin = &archived.transaction.origin;
         let version = origin.version.as_ref().map(|version| version.to_native());
@@ -131,17 +138,72 @@ impl Batch {
         }
         let source = self.sources.get_mut(name).expect("one was there or was made");
         source.state = SourceState { last_version: version.or(source.state.last_version), ..state };
+        self.last_source.clear();
         if let Some(version) = version {
             if source.receipts.len() >= receipts_per_source {
                 source.receipts.pop_front();
             }
-            let receipt = Receipt { lsn, hash, durable_wall_ns: archived.wall_ns.to_native() };
-            source.receipts.push_back((version, receipt));
+            let hash = RecordHash::default();
+            source.receipts.push_back((version, Receipt { lsn, hash, durable_wall_ns: archived.wall_ns.to_native() }));
+            self.last_source.push_str(name);
         }
-        self.head = Head { lsn, hash };
+        self.kept.insert(lsn, record.clone());
         self.records += 1;
         self.bytes += record.encoded.len();
         Ok(())
+    }
+
+    fn settle_hash(&mut self, hash: RecordHash) {
+        if let Some((_, receipt)) =
+            self.sources.get_mut(&self.last_source).and_then(|source| source.receipts.back_mut())
+        {
+            receipt.hash = hash;
+        }
+        self.last_source.clear();
+    }
+
+    /// The last record, and what becomes of each key, in order.
+    fn seal(&mut self) -> Result<(Head, BTreeMap<Vec<u8>, Change>), ReadError> {
+        let last = self.kept.last_key_value().map(|(_, record)| Head { lsn: record.lsn, hash: record.hash() });
+        let head = last.unwrap_or(Head::EMPTY);
+        self.settle_hash(head.hash);
+        let mut changes: Vec<((Lsn, usize), Vec<u8>)> = self.last.drain().map(|(key, place)| (place, key)).collect();
+        changes.sort_unstable();
+        let mut becomes = BTreeMap::new();
+        for of_record in changes.chunk_by_mut(|one, other| one.0.0 == other.0.0) {
+            let lsn = of_record[0].0.0;
+            let undecodable = |source| ReadError::Undecodable { lsn, source };
+            let archived = self.kept[&lsn].access().map_err(undecodable)?;
+            for ((_, number), key) in of_record {
+                let change = match &archived.transaction.deltas[*number] {
+                    ArchivedDelta::Upsert(resource) => {
+                        let resource: Resource = rkyv::deserialize(resource)
+                            .map_err(|source| undecodable(DecodeError::Damaged { source }))?;
+                        Some((lsn, encode_resource(&resource)))
+                    }
+                    ArchivedDelta::Remove(_) => None,
+                };
+                becomes.insert(std::mem::take(key), change);
+            }
+        }
+        Ok((head, becomes))
+    }
+}
+
+/// The kind and name of what a delta changes.
+fn key_of(delta: &ArchivedDelta) -> (Kind, &str) {
+    match delta {
+        ArchivedDelta::Upsert(ArchivedResource::Service(service)) => (Kind::Service, &service.name),
+        ArchivedDelta::Upsert(ArchivedResource::Workload(workload)) => (Kind::Workload, &workload.uid),
+        ArchivedDelta::Upsert(ArchivedResource::Node(node)) => (Kind::Node, &node.name),
+        ArchivedDelta::Remove(key) => {
+            let kind = match key.kind {
+                ArchivedKind::Service => Kind::Service,
+                ArchivedKind::Workload => Kind::Workload,
+                ArchivedKind::Node => Kind::Node,
+            };
+            (kind, &key.name)
+        }
     }
 }
 
@@ -195,22 +257,23 @@ impl Store {
     }
 
     /// Moves the store to the state after `batch`. All of it, or nothing.
-    pub(crate) fn fold(&mut self, batch: &Batch) -> Result<(), StoreError> {
-        let sources = self.plan_sources(batch)?;
+    pub(crate) fn fold(&mut self, mut batch: Batch) -> Result<(), ReadError> {
+        let (head, changes) = batch.seal()?;
+        let sources = self.plan_sources(&batch)?;
         fail::fail_point!("journal.store.fold.before");
         let Trees { resources, overflow, sources: source_tree, receipts, meta } = &self.trees;
         let before = self.state;
         let folded = (resources, overflow, source_tree, receipts, meta).transaction(
             |(resources, overflow, source_tree, receipts, meta)| {
-                let mut state = State { head: batch.head, ..before };
-                for (key, change) in &batch.resources {
+                let mut state = State { head, ..before };
+                for (key, change) in &changes {
                     fold_resource(&mut state, resources, overflow, key, change.as_ref())?;
                 }
                 for plan in &sources {
                     for key in &plan.expired {
                         state.remove(TreeTag::Receipts, receipts, key)?;
                     }
-                    for (key, value) in &plan.added {
+                    for (key, value) in &plan.written {
                         state.insert(TreeTag::Receipts, receipts, key, value)?;
                     }
                     state.insert(TreeTag::Sources, source_tree, plan.name.as_bytes(), &plan.value)?;
@@ -248,13 +311,16 @@ impl Store {
 
     /// The receipt of a source's version, if it is kept.
     pub(crate) fn receipt(&self, source: &str, version: u64) -> Result<Option<Receipt>, StoreError> {
-        let found = self.trees.receipts.get(receipt_key(source, version)).map_err(database(&self.path))?;
-        found.map(|value| decode_receipt(&value).ok_or_else(|| self.damaged("a receipt"))).transpose()
+        let range = receipts_key(source, 0)..=receipts_key(source, version);
+        let Some(page) = self.trees.receipts.range(range).next_back() else { return Ok(None) };
+        let (_, page) = page.map_err(database(&self.path))?;
+        let page = decode_receipts(&page).ok_or_else(|| self.damaged("receipts"))?;
+        Ok(page.binary_search_by_key(&version, |(version, _)| *version).ok().map(|at| page[at].1))
     }
 
     /// A resource and the record that changed it last.
     pub(crate) fn resource(&self, key: &ResourceKey) -> Result<Option<(Resource, Lsn)>, ReadError> {
-        let stored_key = resource_key(key);
+        let stored_key = resource_key(key.kind, &key.name);
         let Some(value) = self.trees.resources.get(&stored_key).map_err(database(&self.path))? else { return Ok(None) };
         let mut whole = Vec::new();
         let (changed_lsn, encoded) = self.assemble(&stored_key, &value, &mut whole)?;
@@ -272,7 +338,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let prefix: Vec<u8> = kind.iter().map(|kind| *kind as u8).collect();
         let start = after.map_or(prefix.clone(), |key| {
-            let mut start = resource_key(key);
+            let mut start = resource_key(key.kind, &key.name);
             start.push(0);
             start
         });
@@ -308,34 +374,43 @@ impl Store {
 
     /// What a batch does to sources: computed before the transaction, as that cannot read ranges.
     fn plan_sources(&self, batch: &Batch) -> Result<Vec<SourcePlan>, StoreError> {
-        let mut plans = Vec::with_capacity(batch.sources.len());
-        for (name, source) in &batch.sources {
-            let old = self.trees.sources.get(name).map_err(database(&self.path))?;
-            let old = old.map(|value| decode_source(&value).ok_or_else(|| self.damaged("a source"))).transpose()?;
-            let kept = old.map_or(0, |(_, kept)| kept);
-            let mut state = source.state;
-            state.last_version = state.last_version.or(old.and_then(|(state, _)| state.last_version));
-            let total = kept + source.receipts.len() as u64;
-            let excess = total.saturating_sub(self.receipts_per_source as u64).min(kept);
-            let mut prefix = name.as_bytes().to_vec();
-            prefix.push(NAME_END);
-            let expired = self
-                .trees
-                .receipts
-                .scan_prefix(&prefix)
-                .keys()
-                .take(usize::try_from(excess).unwrap_or(usize::MAX))
-                .collect::<Result<Vec<_>, _>>()
-                .map_err(database(&self.path))?;
-            let value = encode_source(&state, total - expired.len() as u64);
-            let added = source
-                .receipts
-                .iter()
-                .map(|(version, receipt)| (receipt_key(name, *version), encode_receipt(receipt)))
-                .collect();
-            plans.push(SourcePlan { name: name.clone(), value, expired, added });
+        batch.sources.iter().map(|(name, source)| self.plan_source(name, source)).collect()
+    }
+
+    fn plan_source(&self, name: &str, source: &SourceBatch) -> Result<SourcePlan, StoreError> {
+        let old = self.trees.sources.get(name).map_err(database(&self.path))?;
+        let old = old.map(|value| decode_source(&value).ok_or_else(|| self.damaged("a source"))).transpose()?;
+        let mut kept = old.map_or(0, |(_, kept)| kept);
+        let mut state = source.state;
+        state.last_version = state.last_version.or(old.and_then(|(state, _)| state.last_version));
+
+        // The last page is filled up before another one begins.
+        let pages = || self.trees.receipts.range(receipts_key(name, 0)..=receipts_key(name, u64::MAX));
+        let mut open = Vec::new();
+        if let Some(last) = pages().next_back().transpose().map_err(database(&self.path))? {
+            let last = decode_receipts(&last.1).ok_or_else(|| self.damaged("receipts"))?;
+            if last.len() < RECEIPTS_PER_PAGE && !source.receipts.is_empty() {
+                open = last;
+            }
         }
-        Ok(plans)
+        let first_open = open.first().map(|(version, _)| receipts_key(name, *version));
+        open.extend(&source.receipts);
+        kept += source.receipts.len() as u64;
+        let written =
+            open.chunks(RECEIPTS_PER_PAGE).map(|page| (receipts_key(name, page[0].0), encode_receipts(page))).collect();
+
+        let mut expired = Vec::new();
+        for page in pages() {
+            let (key, page) = page.map_err(database(&self.path))?;
+            let receipts = (page.len() / RECEIPT_BYTES) as u64;
+            let needed = kept.saturating_sub(receipts) < self.receipts_per_source as u64;
+            if needed || first_open.as_deref() == Some(&key[..]) {
+                break;
+            }
+            kept -= receipts;
+            expired.push(key);
+        }
+        Ok(SourcePlan { name: name.to_owned(), value: encode_source(&state, kept), expired, written })
     }
 
     fn damaged(&self, what: &'static str) -> StoreError {
@@ -347,7 +422,7 @@ struct SourcePlan {
     name: String,
     value: Vec<u8>,
     expired: Vec<IVec>,
-    added: Vec<(Vec<u8>, Vec<u8>)>,
+    written: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// Which tree an entry is in, for the digest.
@@ -492,10 +567,6 @@ fn open_and_prove(path: &Path, store_id: StoreId, cache_bytes: u64) -> Result<(D
     Ok((db, trees, state))
 }
 
-fn owned_delta(delta: &ArchivedDelta) -> Result<Delta, DecodeError> {
-    rkyv::deserialize(delta).map_err(|source| DecodeError::Damaged { source })
-}
-
 fn digest(tag: TreeTag, key: &[u8], value: &[u8]) -> u128 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&[tag as u8]);
@@ -506,10 +577,10 @@ fn digest(tag: TreeTag, key: &[u8], value: &[u8]) -> u128 {
     u128::from_le_bytes(*hash.as_bytes().first_chunk().expect("a hash has 32 bytes"))
 }
 
-fn resource_key(key: &ResourceKey) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(1 + key.name.len());
-    bytes.push(key.kind as u8);
-    bytes.extend_from_slice(key.name.as_bytes());
+fn resource_key(kind: Kind, name: &str) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(1 + name.len());
+    bytes.push(kind as u8);
+    bytes.extend_from_slice(name.as_bytes());
     bytes
 }
 
@@ -527,7 +598,7 @@ fn overflow_key(key: &[u8], number: u16) -> Vec<u8> {
     bytes
 }
 
-fn receipt_key(source: &str, version: u64) -> Vec<u8> {
+fn receipts_key(source: &str, version: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(source.len() + 9);
     bytes.extend_from_slice(source.as_bytes());
     bytes.push(NAME_END);
@@ -569,18 +640,27 @@ fn decode_source(bytes: &[u8]) -> Option<(SourceState, u64)> {
     fields.0.is_empty().then_some((SourceState { incarnation, last_version, last_lsn }, kept))
 }
 
-fn encode_receipt(receipt: &Receipt) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(48);
-    bytes.extend_from_slice(&receipt.lsn.0.to_le_bytes());
-    bytes.extend_from_slice(&receipt.hash.0);
-    bytes.extend_from_slice(&receipt.durable_wall_ns.to_le_bytes());
+fn encode_receipts(page: &[(u64, Receipt)]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(page.len() * RECEIPT_BYTES);
+    for (version, receipt) in page {
+        bytes.extend_from_slice(&version.to_le_bytes());
+        bytes.extend_from_slice(&receipt.lsn.0.to_le_bytes());
+        bytes.extend_from_slice(&receipt.hash.0);
+        bytes.extend_from_slice(&receipt.durable_wall_ns.to_le_bytes());
+    }
     bytes
 }
 
-fn decode_receipt(bytes: &[u8]) -> Option<Receipt> {
-    let mut fields = Fields(bytes);
-    let receipt = Receipt { lsn: Lsn(fields.u64()?), hash: RecordHash(fields.take()?), durable_wall_ns: fields.u64()? };
-    fields.0.is_empty().then_some(receipt)
+fn decode_receipts(bytes: &[u8]) -> Option<Vec<(u64, Receipt)>> {
+    let (receipts, rest) = bytes.as_chunks::<RECEIPT_BYTES>();
+    let decode = |bytes: &[u8; RECEIPT_BYTES]| {
+        let mut fields = Fields(bytes);
+        let version = fields.u64()?;
+        let lsn = Lsn(fields.u64()?);
+        let hash = RecordHash(fields.take()?);
+        Some((version, Receipt { lsn, hash, durable_wall_ns: fields.u64()? }))
+    };
+    rest.is_empty().then(|| receipts.iter().map(decode).collect()).flatten()
 }
 
 /// Takes fixed fields off the front of bytes that may be too short.

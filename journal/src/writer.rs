@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use storage_schema::id::Lsn;
 use tokio::sync::watch;
 
-use crate::append::{End, Intake};
+use crate::append::Intake;
 use crate::disk::Disk;
 use crate::durable::{Durable, Head};
 use crate::follow::{Bell, Stored};
@@ -27,21 +27,21 @@ pub(crate) struct Writer {
 impl Writer {
     /// Writes until the intake ends.
     pub(crate) fn run(mut self) {
-        while let Some(group) = self.intake.next_group() {
+        while let Some(queued) = self.intake.next_group() {
+            let group = &queued.group;
             let prepared = group.opens.as_ref().and_then(|new| self.preparer.take(new.bytes));
-            if let Err(failure) = self.segments.write(&group, prepared) {
+            if let Err(failure) = self.segments.write(group, prepared) {
                 tracing::error!(%failure, "the journal accepts nothing any more");
-                self.intake.finish(End::Failed(Arc::new(failure)));
+                self.intake.give_up(&queued, failure);
                 return;
             }
             fail::fail_point!("journal.ack.before");
             // The head moves before the acks go out: who has an ack and asks for the head must find itself in it.
             self.durable.send_replace(Durable::vouch(Head { lsn: group.last_lsn, hash: group.last_hash }));
-            self.intake.acknowledge(&group);
+            self.intake.acknowledge(&queued);
             self.bell.durable(group.last_lsn, self.stored.borrow().lsn);
-            self.preparer.written(&group);
+            self.preparer.written(group);
         }
-        self.intake.drained();
     }
 }
 

@@ -21,6 +21,7 @@ const CRATES: &[(&str, &[&str])] = &[
         "recovery-tests",
         &["storage-schema", "decision", "journal", "loader", "applier", "replay", "telemetry", "api", "agent"],
     ),
+    ("bench-journal", &["storage-schema", "journal"]),
     ("xtask", &[]),
 ];
 

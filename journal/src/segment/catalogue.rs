@@ -10,7 +10,7 @@ use super::header::SEGMENT_HEADER_BYTES;
 
 const SUFFIX: &str = "seg";
 /// A place is remembered at most every so many bytes.
-const INDEX_STEP_BYTES: u64 = 64 << 10;
+pub const INDEX_STEP_BYTES: u64 = 64 << 10;
 
 /// The file of the segment that begins with `first`.
 pub fn segment_path(dir: &Path, first: Lsn) -> PathBuf {

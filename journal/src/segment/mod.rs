@@ -9,7 +9,7 @@
 //! * [`recovery`]: what the end of a log means. Pure.
 //! * [`catalogue`]: which segments there are, shared by the writer and readers.
 //! * [`open`]: from the files on a disk to a log that can be appended to.
-//! * [`write`]: creates segments and writes groups; knows no threads.
+//! * [`mod@write`]: creates segments and writes groups; knows no threads.
 
 pub mod catalogue;
 pub mod frame;
