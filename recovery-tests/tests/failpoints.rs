@@ -1,0 +1,165 @@
+//! Killed at every failpoint there is: what was acknowledged is there, tables equal the journal, and no connection
+//! notices.
+//!
+//! There is one test for each name that `journal`, `applier` and `loader` list, so a failpoint that is added is tested
+//! without a line here, if its crate's scenarios reach it; one that is never reached fails.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use rand::Rng;
+use recovery_tests::agent::{Agent, SMALL, Settings};
+use recovery_tests::requirements::{check_kernel, kernel_is_usable};
+use recovery_tests::rig::Rig;
+use recovery_tests::seed::Seed;
+use storage_schema::map::Capacities;
+
+/// Other tables than [`SMALL`], so that a start has to build a new generation.
+const LARGER: Capacities = Capacities { frontends: 512, ..SMALL };
+
+/// Transactions that a scenario pushes at most; a failpoint must be reached by then.
+const TRANSACTIONS_MAX: u64 = 400;
+/// Large ones: enough to fill a segment of the journal.
+const BULK_TRANSACTIONS_MAX: u64 = 8;
+
+/// What goes on when the agent is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scenario {
+    /// Its very first start, with nothing there.
+    FirstStart,
+    /// A start with pins and live connections, and other capacities: a new generation.
+    NewGeneration,
+    /// A stream of transactions, with live connections.
+    Stream,
+    /// A stream of transactions that fills a segment, with live connections.
+    Rotation,
+}
+
+/// In which scenarios a failpoint must be reached.
+fn scenarios(failpoint: &str) -> &'static [Scenario] {
+    use Scenario::{FirstStart, NewGeneration, Rotation, Stream};
+    match failpoint {
+        "loader.before_discard" | "loader.after_discard" => &[NewGeneration],
+        "applier.before_complete" | "applier.before_activate" | "applier.after_activate" => {
+            &[FirstStart, NewGeneration]
+        }
+        _ if failpoint.starts_with("loader.") => &[FirstStart, NewGeneration],
+        _ if failpoint.starts_with("journal.segment.") => &[FirstStart, Rotation],
+        _ => &[Stream],
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let names = [journal::FAILPOINTS, applier::FAILPOINTS, loader::FAILPOINTS].concat();
+    let trials = names.into_iter().flat_map(|name| {
+        scenarios(name).iter().map(move |scenario| {
+            Trial::test(format!("{name}::{scenario:?}"), move || run(name, *scenario)).with_kind("kill -9")
+        })
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit_code()
+}
+
+/// On a thread of its own, which it takes into the sandbox.
+fn run(failpoint: &'static str, scenario: Scenario) -> Result<(), Failed> {
+    if check_kernel().is_err() && !kernel_is_usable() {
+        return Ok(());
+    }
+    let test = std::thread::spawn(move || {
+        let seed = Seed::from_environment("failpoints", format!("{failpoint}::{scenario:?}"));
+        let mut rig = Rig::new(&seed);
+        match scenario {
+            Scenario::FirstStart => first_start(&mut rig, failpoint),
+            Scenario::NewGeneration => new_generation(&mut rig, failpoint),
+            Scenario::Stream => stream(&mut rig, failpoint),
+            Scenario::Rotation => rotation(&mut rig, failpoint),
+        }
+        rig.finish();
+    });
+    test.join().map_err(|_| Failed::from("see above"))
+}
+
+fn first_start(rig: &mut Rig, failpoint: &'static str) {
+    let settings = Settings::default();
+    let links = if failpoint.ends_with("_link") { rig.random().random_range(0..=1) } else { 0 };
+    let armed = Settings { failpoint: Some((failpoint, links)), ..settings.clone() };
+    expect_death_at_start(rig, &armed);
+    let mut agent = Agent::spawn(rig.sandbox(), &settings);
+    let ready = agent.wait_ready().unwrap_or_else(|ended| panic!("no start after that: {ended:?}"));
+    rig.check_recovered(&agent, &ready);
+    rig.lay_foundation(&agent);
+    rig.open_live_connections();
+    agent.kill();
+    restart_and_check(rig, &settings);
+}
+
+fn new_generation(rig: &mut Rig, failpoint: &'static str) {
+    let agent = Agent::start(rig.sandbox(), &Settings::default());
+    rig.lay_foundation(&agent);
+    rig.open_live_connections();
+    assert!(rig.push_random(&agent, 20), "a running agent takes transactions");
+    agent.kill();
+
+    let settings = Settings { capacities: LARGER, ..Settings::default() };
+    let links = if failpoint.ends_with("_link") { rig.random().random_range(0..=1) } else { 0 };
+    expect_death_at_start(rig, &Settings { failpoint: Some((failpoint, links)), ..settings.clone() });
+    rig.check_abandoned();
+    restart_and_check(rig, &settings);
+}
+
+fn stream(rig: &mut Rig, failpoint: &'static str) {
+    // A new generation is filled through the same code, so that the first passages belong to the start.
+    let agent = Agent::start(rig.sandbox(), &Settings::default());
+    rig.lay_foundation(&agent);
+    rig.open_live_connections();
+    agent.kill();
+    let skip = rig.random().random_range(1..=30);
+    let settings = Settings::default();
+    let mut agent = Agent::start(rig.sandbox(), &Settings { failpoint: Some((failpoint, skip)), ..settings.clone() });
+    let survived = rig.push_random(&agent, TRANSACTIONS_MAX);
+    expect_death(&mut agent, survived, failpoint);
+    rig.check_abandoned();
+    restart_and_check(rig, &settings);
+}
+
+fn rotation(rig: &mut Rig, failpoint: &'static str) {
+    let settings = Settings::default();
+    let agent = Agent::start(rig.sandbox(), &settings);
+    rig.lay_foundation(&agent);
+    rig.open_live_connections();
+    agent.kill();
+    let mut agent = Agent::start(rig.sandbox(), &Settings { failpoint: Some((failpoint, 0)), ..settings.clone() });
+    let survived = rig.push_bulk(&agent, BULK_TRANSACTIONS_MAX);
+    expect_death(&mut agent, survived, failpoint);
+    rig.check_abandoned();
+    restart_and_check(rig, &settings);
+}
+
+fn expect_death_at_start(rig: &Rig, armed: &Settings) {
+    let mut agent = Agent::spawn(rig.sandbox(), armed);
+    match agent.wait_ready() {
+        Ok(status) => panic!("{:?} was never reached: {status:#?}", armed.failpoint),
+        Err(ended) => assert!(ended.was_killed(), "{:?}: {ended:?}", armed.failpoint),
+    }
+}
+
+fn expect_death(agent: &mut Agent, survived: bool, failpoint: &str) {
+    // Some are passed by a thread in the background, a moment after the push that led to it was answered.
+    let patience = if survived { Duration::from_secs(10) } else { Duration::from_secs(60) };
+    let ended = agent.wait_end_for(patience).unwrap_or_else(|| panic!("{failpoint} was never reached"));
+    assert!(ended.code().is_none(), "it was killed and did not give up: {ended}");
+}
+
+/// Restarts, checks everything, kills again, and looks into what was left.
+fn restart_and_check(rig: &mut Rig, settings: &Settings) {
+    let mut agent = Agent::spawn(rig.sandbox(), settings);
+    let ready = agent.wait_ready().unwrap_or_else(|ended| panic!("no restart: {ended:?}"));
+    rig.check_recovered(&agent, &ready);
+    assert!(rig.push_random(&agent, 5), "it goes on");
+    agent.wait_applied(rig.oracle().acknowledged());
+    rig.check_destinations();
+    agent.kill();
+    rig.check_pinned(settings);
+    rig.check_abandoned();
+}
