@@ -34,6 +34,6 @@ pub(crate) fn arm() -> Result<(), Failure> {
     Ok(())
 }
 
-fn usage(message: String) -> Failure {
+fn usage(message: impl std::fmt::Display) -> Failure {
     Failure::new(Exit::Usage, format!("{VARIABLE}: {message}"))
 }

@@ -131,11 +131,11 @@ fn a_version_that_is_pushed_again_changes_nothing() {
     check(
         &place,
         &apply("6"),
-        &expect![[r#"
+        &expect![[r"
             exit 3
             holdfast: source `ci`: version 6 is older than its last one, 7
             holdfast: the agent refused the transaction: nothing was changed
-        "#]],
+        "]],
     );
 }
 
@@ -173,11 +173,11 @@ fn what_the_agent_refuses_is_named_by_file_line_and_field() {
     check(
         &place,
         &run,
-        &expect![[r#"
+        &expect![[r"
             exit 3
             holdfast: DIR/taken.yaml:12: document 2: services[0].ports[0].servicePort: Service shop/cart has no port 81
             holdfast: the agent refused the transaction: nothing was changed
-        "#]],
+        "]],
     );
     let port = SERVICE.replace("targetPort: 8080", "targetPort: 0");
     let run = place.run(&["apply", "-f", &place.write("port.yaml", &port)]);
@@ -200,11 +200,15 @@ fn an_address_that_is_taken_is_named_with_its_owner() {
     let _agent = place.start();
     place.run(&["apply", "-f", &place.write("cart.yaml", SERVICE)]).succeeded();
     let other = place.write("other.yaml", &SERVICE.replace("shop/cart", "shop/other"));
-    check(&place, &place.run(&["apply", "-f", &other]), &expect![[r#"
+    check(
+        &place,
+        &place.run(&["apply", "-f", &other]),
+        &expect![[r"
         exit 3
         holdfast: DIR/other.yaml:3: document 1: vips: 10.96.0.1 port 80 belongs to Service shop/cart
         holdfast: the agent refused the transaction: nothing was changed
-    "#]]);
+    "]],
+    );
 }
 
 #[test]
@@ -216,11 +220,11 @@ fn more_than_the_tables_hold_is_refused() {
     check(
         &place,
         &run,
-        &expect![[r#"
+        &expect![[r"
             exit 3
             holdfast: the transaction needs 2 entries of frontends, whose capacity is 1: raise capacities.frontends and restart the agent
             holdfast: the agent refused the transaction: nothing was changed
-        "#]],
+        "]],
     );
 }
 
@@ -282,11 +286,11 @@ fn deletions_name_what_is_not_there() {
     check(
         &place,
         &place.run(&["delete", "service", "shop/cart"]),
-        &expect![[r#"
+        &expect![[r"
             exit 3
             holdfast: Service shop/cart: Workload cart-1 backs it: remove or change that one before, or in the same transaction
             holdfast: the agent refused the transaction: nothing was changed
-        "#]],
+        "]],
     );
     check(
         &place,
@@ -542,10 +546,10 @@ fn uninstall_asks_refuses_while_an_agent_runs_and_removes_the_state() {
     check(
         &place,
         &uninstall(&["--state", "--yes"]),
-        &expect![[r#"
+        &expect![[r"
             exit 9
             holdfast: an agent is running on DIR/holdfast.sock: stop it first
-        "#]],
+        "]],
     );
     agent.kill();
     check(
@@ -605,4 +609,39 @@ fn help_has_an_example_for_each_command_and_the_exit_codes() {
         For more information, try '--help'.
     "]],
     );
+}
+
+#[cfg(feature = "failpoints")]
+#[test]
+fn a_failpoint_ends_the_agent_where_it_is_armed() {
+    let place = Place::new();
+    let mut agent = place.start_with(&[], &[("HOLDFAST_FAILPOINTS", "journal.ack.before=1, loader.before_link")]);
+    let service = place.write("service.yaml", SERVICE);
+    place.run(&["apply", "-f", &service]).succeeded();
+    let unanswered = place.run(&["apply", "-f", &service]);
+    assert_eq!(unanswered.code, 4, "{unanswered:?}");
+    assert_eq!(agent.wait(), -1, "it ended by a signal");
+    let _agent = place.start();
+    assert_eq!(place.status()["durableLsn"], 2, "written, though not acknowledged");
+
+    check(
+        &place,
+        &place.run_agent(&[], &[("HOLDFAST_FAILPOINTS", "journal.nowhere")]),
+        &expect![[r"
+        exit 2
+        holdfast: HOLDFAST_FAILPOINTS: there is no failpoint `journal.nowhere`: `holdfast failpoints` lists them
+    "]],
+    );
+    check(
+        &place,
+        &place.run_agent(&[], &[("HOLDFAST_FAILPOINTS", "journal.ack.before=soon")]),
+        &expect![[r"
+        exit 2
+        holdfast: HOLDFAST_FAILPOINTS: `journal.ack.before=soon`: `soon` is not a number of hits
+    "]],
+    );
+    let listed = place.run(&["failpoints"]).succeeded().stdout;
+    for name in ["journal.ack.before", "applier.before_flip", "loader.before_link"] {
+        assert!(listed.lines().any(|line| line == name), "{name} is not in {listed}");
+    }
 }

@@ -74,31 +74,75 @@ fn a_flag_overrides_the_file() {
 
 #[test]
 fn what_cannot_be_used_is_named() {
-    refused("state_dir = \"relative/path\"\n", &[], &expect!["state_dir: must be an absolute path, not `relative/path`"]);
-    refused("", &["--socket", ""], &expect![[r#"
+    refused(
+        "state_dir = \"relative/path\"\n",
+        &[],
+        &expect!["state_dir: must be an absolute path, not `relative/path`"],
+    );
+    refused(
+        "",
+        &["--socket", ""],
+        &expect![[r"
         error: a value is required for '--socket <PATH>' but none was supplied
 
         For more information, try '--help'.
-    "#]]);
+    "]],
+    );
     refused("[capacities]\nendpoints = 0\n", &[], &expect!["capacities.endpoints: must be 1 to 67108864, not 0"]);
-    refused("", &["--capacity-frontends", "4294967295"], &expect!["capacities.frontends: must be 1 to 67108864, not 4294967295"]);
-    refused("[log]\nfilter = \"agent=loud\"\n", &[], &expect![[r#"log.filter: `agent=loud` is not a log filter: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5"#]]);
+    refused(
+        "",
+        &["--capacity-frontends", "4294967295"],
+        &expect!["capacities.frontends: must be 1 to 67108864, not 4294967295"],
+    );
+    refused(
+        "[log]\nfilter = \"agent=loud\"\n",
+        &[],
+        &expect![[
+            r#"log.filter: `agent=loud` is not a log filter: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5"#
+        ]],
+    );
 }
 
 #[test]
 fn what_is_wrong_in_the_file_is_named_with_its_line() {
-    refused("socket = \"/a.sock\"\nsockets = \"/b.sock\"\n", &[], &expect!["DIR/agent.toml:2: unknown field `sockets`, expected one of `state_dir`, `pin_root`, `cgroup`, `socket`, `datapath`, `capacities`, `log`"]);
-    refused("\n[capacities]\nservice = 1\n", &[], &expect!["DIR/agent.toml:3: unknown field `service`, expected one of `services`, `frontends`, `backends`, `endpoints`"]);
-    refused("datapath = \"cloud\"\n", &[], &expect!["DIR/agent.toml:1: unknown variant `cloud`, expected `kernel` or `memory`"]);
-    refused("[capacities]\nservices = -1\n", &[], &expect!["DIR/agent.toml:2: invalid value: integer `-1`, expected u32"]);
-    refused("socket = /a.sock\n", &[], &expect!["DIR/agent.toml:1: string values must be quoted, expected literal string"]);
+    refused(
+        "socket = \"/a.sock\"\nsockets = \"/b.sock\"\n",
+        &[],
+        &expect![
+            "DIR/agent.toml:2: unknown field `sockets`, expected one of `state_dir`, `pin_root`, `cgroup`, `socket`, `datapath`, `capacities`, `log`"
+        ],
+    );
+    refused(
+        "\n[capacities]\nservice = 1\n",
+        &[],
+        &expect![
+            "DIR/agent.toml:3: unknown field `service`, expected one of `services`, `frontends`, `backends`, `endpoints`"
+        ],
+    );
+    refused(
+        "datapath = \"cloud\"\n",
+        &[],
+        &expect!["DIR/agent.toml:1: unknown variant `cloud`, expected `kernel` or `memory`"],
+    );
+    refused(
+        "[capacities]\nservices = -1\n",
+        &[],
+        &expect!["DIR/agent.toml:2: invalid value: integer `-1`, expected u32"],
+    );
+    refused(
+        "socket = /a.sock\n",
+        &[],
+        &expect!["DIR/agent.toml:1: string values must be quoted, expected literal string"],
+    );
 }
 
 #[test]
 fn a_file_that_is_named_must_be_there() {
     let common = Common { config: Some("/nonexistent/agent.toml".into()), socket: None };
-    expect!["cannot read the settings file /nonexistent/agent.toml: No such file or directory (os error 2)"].assert_eq(&Config::for_agent(&common, &AgentArgs::default()).unwrap_err().to_string());
-    expect!["cannot read the settings file /nonexistent/agent.toml: No such file or directory (os error 2)"].assert_eq(&socket(&common).unwrap_err().to_string());
+    expect!["cannot read the settings file /nonexistent/agent.toml: No such file or directory (os error 2)"]
+        .assert_eq(&Config::for_agent(&common, &AgentArgs::default()).unwrap_err().to_string());
+    expect!["cannot read the settings file /nonexistent/agent.toml: No such file or directory (os error 2)"]
+        .assert_eq(&socket(&common).unwrap_err().to_string());
 }
 
 #[test]

@@ -98,9 +98,9 @@ fn a_missing_field_is_named() {
 fn a_value_of_the_wrong_type_is_named() {
     refused(
         "\n\nkind: Service\nname: a/b\nports:\n- port: http\n  targetPort: 80\n---\nkind: Service\nname: a/b\nports: 80\n",
-        &expect![[r#"
+        &expect![[r"
             m.yaml:6: document 1: ports[0].port: must be a number from 0 to 65535
-            m.yaml:11: document 2: ports: must be a list"#]],
+            m.yaml:11: document 2: ports: must be a list"]],
     );
 }
 

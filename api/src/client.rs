@@ -23,6 +23,9 @@ use crate::server::Read;
 use crate::status::{Status, UnreadableStatus, decode_status};
 use crate::{Level, MESSAGE_BYTES_MAX, Receipt, Stored, WAIT_TIMEOUT_MAX, proto};
 
+/// How long a call may take: longer than any wait that a server grants, so that it only ends calls to one that hangs.
+const ANSWER_TIMEOUT: Duration = WAIT_TIMEOUT_MAX.saturating_add(Duration::from_secs(15));
+
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -87,6 +90,7 @@ impl Client {
         });
         // The address is of no use on a unix socket, but HTTP/2 wants an authority.
         let channel = Endpoint::from_static("http://holdfast")
+            .timeout(ANSWER_TIMEOUT)
             .connect_with_connector(connector)
             .await
             .map_err(|error| unreachable_error(&socket, &error))?;

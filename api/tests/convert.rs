@@ -91,10 +91,10 @@ fn service(message: &mut proto::Transaction) -> &mut proto::Service {
 fn a_missing_transaction_is_named() {
     refused(
         None,
-        &expect![[r#"
+        &expect![[r"
             Invalid
             transaction: is required
-        "#]],
+        "]],
     );
 }
 
@@ -102,11 +102,11 @@ fn a_missing_transaction_is_named() {
 fn an_empty_transaction_names_all_that_is_missing() {
     refused(
         Some(proto::Transaction::default()),
-        &expect![[r#"
+        &expect![[r"
             Invalid
             transaction.origin: is required
             transaction.deltas: must hold at least one delta
-        "#]],
+        "]],
     );
 }
 
@@ -145,10 +145,10 @@ fn every_bad_field_of_a_resource_is_named() {
 fn text_is_bounded() {
     spoilt(
         |message| service(message).name = "x".repeat(1025),
-        &expect![[r#"
+        &expect![[r"
             Invalid
             transaction.deltas[0].upsert.service.name: 1025 bytes are too long: at most 1024
-        "#]],
+        "]],
     );
 }
 
@@ -156,10 +156,10 @@ fn text_is_bounded() {
 fn the_number_of_deltas_is_bounded() {
     spoilt(
         |message| message.deltas = vec![proto::Delta::default(); 65_537],
-        &expect![[r#"
+        &expect![[r"
             Invalid
             transaction.deltas: 65537 deltas are too many: at most 65536
-        "#]],
+        "]],
     );
 }
 
@@ -170,11 +170,11 @@ fn a_removal_names_its_kind_and_name() {
             message.deltas[3].change = Some(proto::delta::Change::Remove(proto::ResourceKey::default()));
             message.deltas[2].change = Some(proto::delta::Change::Upsert(proto::Resource::default()));
         },
-        &expect![[r#"
+        &expect![[r"
             Invalid
             transaction.deltas[2].upsert: must hold a service, a workload or a node
             transaction.deltas[3].remove.kind: is required
             transaction.deltas[3].remove.name: is required
-        "#]],
+        "]],
     );
 }

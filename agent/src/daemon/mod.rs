@@ -1,8 +1,8 @@
 //! The daemon: opens the journal, starts the applier over the tables, serves the API; and stops without a trace on any
 //! connection.
 //!
-//! The order of the start is the order of what may go wrong without harm: the socket (is another agent here?), the
-//! journal (is it ours and whole?), and only then the kernel's tables. A stop is the same in reverse; pins and links stay.
+//! The order of the start is the order of what may go wrong without harm: the socket (is another agent here?), this
+//! machine (may we, and is there what we need?), the journal (is it ours and whole?), and only then the kernel's tables. A stop is the same in reverse; pins and links stay.
 
 mod backend;
 mod rejection;
@@ -36,8 +36,8 @@ pub fn run(config: &Config, started: Instant) -> Result<(), Failure> {
     #[cfg(feature = "failpoints")]
     crate::failpoints::arm()?;
     let socket = Socket::bind(&config.socket)?;
-    let journal = open_journal(config)?;
     let target = target(config)?;
+    let journal = open_journal(config)?;
     let pipeline = Pipeline::start(journal.clone(), target.clone(), config.capacities)?;
     let ready_after = started.elapsed();
     let node = Arc::new(Node::new(journal, pipeline, &target, ready_after));
@@ -72,6 +72,7 @@ fn target(config: &Config) -> Result<Target, Failure> {
     if config.datapath == Datapath::Memory {
         return Ok(Target::Memory);
     }
+    host::require_privileges()?;
     let mounts = MountTable::read()?;
     let cgroup = host::cgroup(config.cgroup.as_deref(), &mounts)?;
     if host::ensure_bpffs(&config.pin_root, &mounts)? {

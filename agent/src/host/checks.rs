@@ -11,7 +11,7 @@ use rustix::fs::Access;
 use rustix::process::{Resource, getrlimit};
 use storage_schema::map::Capacities;
 
-use super::{BPFFS, MountTable, cgroup};
+use super::{BPFFS, HostError, MountTable, cgroup};
 use crate::cli::Datapath;
 use crate::config::Config;
 
@@ -53,9 +53,8 @@ pub fn examine(config: &Config) -> Vec<Check> {
         let cgroup = cgroup_v2(config, &mounts);
         let capabilities = capabilities();
         let can_try = [&bpffs, &cgroup, &capabilities].iter().all(|check| check.outcome == Outcome::Ok);
-        let programs = can_try.then(|| programs(config, &mounts));
-        checks.extend([kernel(), btf(), capabilities, memlock(), cgroup, bpffs]);
-        checks.extend(programs);
+        let programs = if can_try { programs(config, &mounts) } else { untried_programs() };
+        checks.extend([kernel(), btf(), capabilities, memlock(), cgroup, bpffs, programs]);
         checks.push(directory("pin root", &config.pin_root));
     }
     checks.push(directory("state directory", &config.state_dir));
@@ -109,13 +108,17 @@ const CAP_SYS_ADMIN: u32 = 21;
 const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
 
+/// The capabilities that the kernel datapath needs and this process lacks; `None` if that cannot be told.
+pub(super) fn lacking_here() -> Option<Vec<&'static str>> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    Some(lacking_capabilities(u64::from_str_radix(effective.trim(), 16).ok()?))
+}
+
 fn capabilities() -> Check {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    let Some(effective) = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) else {
+    let Some(lacking) = lacking_here() else {
         return warning("privileges", "cannot be read from /proc/self/status", "mount /proc");
     };
-    let lacking = lacking_capabilities(effective);
     if lacking.is_empty() {
         ok("privileges", "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON")
     } else {
@@ -151,15 +154,14 @@ fn memlock() -> Check {
 
 fn cgroup_v2(config: &Config, mounts: &MountTable) -> Check {
     const NAME: &str = "cgroup v2";
-    let path = match cgroup(config.cgroup.as_deref(), mounts) {
-        Ok(path) => path,
-        Err(error) => return missing(NAME, "not mounted", error.to_string()),
+    let Some(path) = config.cgroup.as_deref().or(mounts.cgroup2_root()) else {
+        return missing(NAME, "not mounted", HostError::NoCgroup2.to_string());
     };
     let hierarchy = if mounts.has_cgroup1() { "hybrid" } else { "unified" };
     if !path.is_dir() {
         return missing(NAME, format!("{} is not there", path.display()), format!("mkdir {}", path.display()));
     }
-    if !mounts.is_cgroup2(&path) {
+    if !mounts.is_cgroup2(path) {
         let root = mounts.cgroup2_root().map_or("nowhere".to_owned(), |root| root.display().to_string());
         return missing(
             NAME,
@@ -186,11 +188,16 @@ fn bpffs(pin_root: &Path, mounts: &MountTable) -> Check {
     missing(NAME, format!("{} is on another file system", pin_root.display()), format!("`mount -t bpf bpf {parent}`"))
 }
 
+const PROGRAMS: &str = "BPF programs";
+
+fn untried_programs() -> Check {
+    warning(PROGRAMS, "not tried", "put right what is above, then run this again")
+}
+
 /// Loads the programs and removes them again.
 fn programs(config: &Config, mounts: &MountTable) -> Check {
-    const NAME: &str = "BPF programs";
     let Ok(cgroup) = cgroup(config.cgroup.as_deref(), mounts) else {
-        return missing(NAME, "no cgroup", "see above");
+        return missing(PROGRAMS, "no cgroup", "see above");
     };
     let pin_root = PathBuf::from(format!("{}-doctor-{}", config.pin_root.display(), std::process::id()));
     let capacities = Capacities { frontends: 64, services: 64, backends: 64, endpoints: 64 };
@@ -198,11 +205,11 @@ fn programs(config: &Config, mounts: &MountTable) -> Check {
         .and_then(|datapath| datapath.create_generation(&capacities).map(drop));
     let removed = loader::uninstall(&pin_root);
     match (loaded, removed) {
-        (Ok(()), Ok(_)) => ok(NAME, "the kernel's verifier accepts them"),
+        (Ok(()), Ok(_)) => ok(PROGRAMS, "the kernel's verifier accepts them"),
         (Err(error), _) => {
-            missing(NAME, error.to_string().replace('\n', " "), "see the checks above, or use a newer kernel")
+            missing(PROGRAMS, error.to_string().replace('\n', " "), "see the checks above, or use a newer kernel")
         }
-        (Ok(()), Err(error)) => warning(NAME, error.to_string(), format!("remove {}", pin_root.display())),
+        (Ok(()), Err(error)) => warning(PROGRAMS, error.to_string(), format!("remove {}", pin_root.display())),
     }
 }
 

@@ -17,6 +17,21 @@ pub const BPFFS: &str = "/sys/fs/bpf";
 /// What this machine does not give the agent.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
+    /// The process may not use the kernel datapath.
+    #[error(
+        "the kernel datapath needs {}: run as root, give the agent these capabilities, or use --datapath memory",
+        lacking.join(", ")
+    )]
+    Privileges {
+        /// The capabilities that it lacks.
+        lacking: Vec<&'static str>,
+    },
+    /// The configured cgroup is none.
+    #[error("{} is not a directory of a cgroup v2 file system: name one with --cgroup", path.display())]
+    NotCgroup2 {
+        /// What was given.
+        path: PathBuf,
+    },
     /// There is no cgroup v2 mount.
     #[error(
         "there is no cgroup v2 mount: mount one with `mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 cgroup2 \
@@ -47,10 +62,19 @@ pub enum HostError {
     },
 }
 
+/// Refuses a process that may not use the kernel datapath, before anything is created for it.
+pub fn require_privileges() -> Result<(), HostError> {
+    match checks::lacking_here() {
+        Some(lacking) if !lacking.is_empty() => Err(HostError::Privileges { lacking }),
+        _ => Ok(()),
+    }
+}
+
 /// The cgroup whose processes are balanced: the configured one, or the root of the cgroup v2 mount.
 pub fn cgroup(configured: Option<&Path>, mounts: &MountTable) -> Result<PathBuf, HostError> {
     match configured {
-        Some(cgroup) => Ok(cgroup.to_owned()),
+        Some(cgroup) if mounts.is_cgroup2(cgroup) && cgroup.is_dir() => Ok(cgroup.to_owned()),
+        Some(cgroup) => Err(HostError::NotCgroup2 { path: cgroup.to_owned() }),
         None => mounts.cgroup2_root().map(Path::to_owned).ok_or(HostError::NoCgroup2),
     }
 }

@@ -164,6 +164,12 @@ impl Agent {
         self.child.id().to_string()
     }
 
+    /// Waits until it ends by itself; -1 if by a signal.
+    #[cfg(feature = "failpoints")]
+    pub(crate) fn wait(&mut self) -> i32 {
+        self.child.wait().unwrap().code().unwrap_or(-1)
+    }
+
     fn signal(&mut self, signal: Signal) -> i32 {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
         self.child.wait().unwrap().code().unwrap_or(-1)
