@@ -25,7 +25,7 @@ use crate::sandbox::{Process, Sandbox};
 pub const SMALL: Capacities = Capacities { frontends: 256, services: 128, backends: 256, endpoints: 512 };
 
 /// How long an agent may take to get ready, or to end. Only a hanging one takes that long.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// How an agent is started.
 #[derive(Clone, Debug)]

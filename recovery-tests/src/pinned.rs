@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use applier::tables::{KernelTables, Tables, View};
+use applier::tables::{KernelTables, Table, Tables, View};
 use applier::{Applier, Identity, Model, plan};
 use decision::Verdict;
 use journal::Journal;
@@ -34,6 +34,27 @@ pub fn visible_epochs(sandbox: &Sandbox) -> BTreeSet<Epoch> {
         Epoch(control.active_epoch)
     };
     generations.iter().map(epoch).collect()
+}
+
+/// Lets every backend's IPv4 address in the tables be another one, as a bug or another program would: for tests of the
+/// tests.
+///
+/// # Panics
+/// If the tables cannot be opened, or have no such address.
+pub fn tamper(sandbox: &Sandbox, capacities: Capacities) {
+    let generations = open(sandbox).complete_generations().expect("the pin root can be listed");
+    let tables = KernelTables::open(&generations[0], capacities).expect("the tables can be opened");
+    let mut tampered = 0;
+    let words = Table::Backends.entries(&capacities) as usize * Table::Backends.entry_bytes() / size_of::<u64>();
+    for word in 0..words {
+        let mut bytes = tables.load(Table::Backends, word).to_ne_bytes();
+        if let Some(place) = bytes.windows(3).position(|window| window == [127, 1, 0]).filter(|place| place + 3 < 8) {
+            bytes[place + 3] ^= 0x40;
+            tables.store(Table::Backends, word, u64::from_ne_bytes(bytes));
+            tampered += 1;
+        }
+    }
+    assert!(tampered > 0, "the mesh has backends");
 }
 
 /// Compares journal, store and pinned tables with the oracle, after an agent that had applied everything has ended.

@@ -68,9 +68,8 @@ pub fn transaction(state: &State, random: &mut impl RngCore, source: &str, versi
 /// A valid transaction of about `bytes` bytes that changes nothing: removals of what is not there.
 pub fn bulk(source: &str, version: u64, bytes: usize) -> Transaction {
     const NAME_BYTES: usize = 480;
-    let removal = |number| {
-        Delta::Remove(ResourceKey::new(Kind::Workload, format!("bulk-{version}-{number:0>width$}", width = NAME_BYTES)))
-    };
+    let removal =
+        |number| Delta::Remove(ResourceKey::new(Kind::Workload, format!("bulk-{version}-{number:0>NAME_BYTES$}")));
     Transaction { origin: origin(source, version), deltas: (0..bytes / NAME_BYTES).map(removal).collect() }
 }
 

@@ -66,9 +66,11 @@ fn apply(sandbox: &Sandbox, manifest: impl AsRef<[u8]>) -> Output {
 fn a_bad_manifest_changes_nothing() {
     let (sandbox, _, agent) = mesh();
     let before = (agent.status(), agent.resources());
-    let many: String = (0..300).map(|number| format!("- 10.97.{}.{}\n", number / 200, number % 200 + 1)).collect();
-    let over_capacity =
-        format!("kind: Service\nname: mesh/many\nports:\n- {{port: 80, targetPort: 80}}\nvips:\n{many}");
+    let many: Vec<String> = (0..300).map(|number| format!("10.97.{}.{}", number / 200, number % 200 + 1)).collect();
+    let over_capacity = format!(
+        "kind: Service\nname: mesh/many\nports:\n- {{port: 80, targetPort: 80}}\nvips: [{}]\n",
+        many.join(", ")
+    );
     let workload = "kind: Workload\nuid: w\naddresses: [127.1.0.9]\n";
     let dangling_port =
         format!("{workload}services:\n- service: mesh/s0\n  ports: [{{servicePort: 81, targetPort: 1}}]\n");
@@ -205,6 +207,9 @@ fn a_damaged_journal_is_refused_by_the_number_of_the_record() {
     assert!(agent.resources() == resources);
 }
 
+/// What is done to a directory.
+type Harm = fn(&Path);
+
 /// The store is derived: whatever happens to it, it is rebuilt from the journal.
 #[test]
 fn a_damaged_or_missing_store_is_rebuilt() {
@@ -212,7 +217,7 @@ fn a_damaged_or_missing_store_is_rebuilt() {
     let resources = agent.resources();
     assert!(agent.terminate().success());
     let store = sandbox.state_dir().join("store");
-    let harms: [(&str, fn(&Path)); 3] = [
+    let harms: [(&str, Harm); 3] = [
         ("removed", |store| fs::remove_dir_all(store).expect("a directory can be removed")),
         ("overwritten", |store| {
             for file in files_below(store) {

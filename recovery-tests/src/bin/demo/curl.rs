@@ -26,11 +26,8 @@ pub(crate) struct Requests {
 impl Requests {
     /// `reviews-v1 21, reviews-v2 18`.
     pub(crate) fn describe(&self) -> String {
-        let mut text = describe(&self.spread);
-        if self.failed > 0 {
-            text.push_str(&format!(", FAILED {}", self.failed));
-        }
-        text
+        let failed = if self.failed > 0 { format!(", FAILED {}", self.failed) } else { String::new() };
+        describe(&self.spread) + &failed
     }
 
     /// Adds those of another run.

@@ -1,6 +1,6 @@
 //! What the demo prints: headings, lines, and the table at the end. Colours only on a terminal.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use comfy_table::presets::NOTHING;
@@ -9,6 +9,7 @@ use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table};
 /// The demo's output, and what it has shown so far.
 #[derive(Debug)]
 pub(crate) struct Page {
+    out: io::Stdout,
     colours: bool,
     shown: Vec<Shown>,
 }
@@ -22,29 +23,29 @@ struct Shown {
 
 impl Page {
     pub(crate) fn new() -> Self {
-        Self { colours: io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(), shown: Vec::new() }
+        let out = io::stdout();
+        Self { colours: out.is_terminal() && std::env::var_os("NO_COLOR").is_none(), out, shown: Vec::new() }
     }
 
     /// A new part begins.
     pub(crate) fn heading(&self, text: &str) {
-        let bold = self.style("1", text);
-        println!("\n{bold}");
+        self.print(&format!("\n{}", self.style("1", text)));
     }
 
     /// A command, as one would type it.
     pub(crate) fn command(&self, text: &str) {
-        println!("  {}", self.style("36", &format!("$ {text}")));
+        self.print(&format!("  {}", self.style("36", &format!("$ {text}"))));
     }
 
     /// Something to know.
     pub(crate) fn note(&self, text: &str) {
-        println!("  {text}");
+        self.print(&format!("  {text}"));
     }
 
     /// Something that was to be shown: whether it is so, and the figures.
     pub(crate) fn record(&mut self, what: &str, is_so: bool, figure: &str) {
         let mark = if is_so { self.style("32", "✓") } else { self.style("31", "✗") };
-        println!("  {mark} {what}: {figure}");
+        self.print(&format!("  {mark} {what}: {figure}"));
         self.shown.push(Shown { what: what.to_owned(), is_so, figure: figure.to_owned() });
     }
 
@@ -60,16 +61,21 @@ impl Page {
             let (mark, colour) = if *is_so { ("ok", Color::Green) } else { ("failed", Color::Red) };
             table.add_row([Cell::new(mark).fg(colour), Cell::new(what), Cell::new(figure)]);
         }
-        println!("\n{}\n", table.trim_fmt());
+        self.print(&format!("\n{}\n", table.trim_fmt()));
         let failed: Vec<&str> = self.shown.iter().filter(|one| !one.is_so).map(|one| one.what.as_str()).collect();
         if failed.is_empty() {
-            println!("{}", self.style("1;32", "demo: ok"));
+            self.print(&self.style("1;32", "demo: ok"));
             return ExitCode::SUCCESS;
         }
         for what in failed {
-            println!("{}", self.style("1;31", &format!("demo: failed: {what}")));
+            self.print(&self.style("1;31", &format!("demo: failed: {what}")));
         }
         ExitCode::FAILURE
+    }
+
+    fn print(&self, text: &str) {
+        // Whoever reads may have seen enough; the demo still ends with its verdict as exit code.
+        let _ = writeln!(self.out.lock(), "{text}");
     }
 
     fn style(&self, code: &str, text: &str) -> String {
