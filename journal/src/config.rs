@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::clock::{Clock, SystemClock};
 use crate::disk::{Disk, RealDisk};
 use crate::error::OpenError;
+use crate::retention::{CheckpointPolicy, Retention};
 use crate::segment::SEGMENT_BYTES_MIN;
 
 /// No record may be larger: 256 MiB less some room, so that the store can keep a resource of that size.
@@ -30,6 +31,10 @@ pub struct Config {
     pub store_cache_bytes: u64,
     /// How many receipts are kept for each source, so that an old push that comes again is recognised.
     pub receipts_per_source: usize,
+    /// When checkpoints are made.
+    pub checkpoint: CheckpointPolicy,
+    /// How much of the past is kept.
+    pub retention: Retention,
     /// The disk under the segment files.
     pub disk: Arc<dyn Disk>,
     /// The clock that stamps records.
@@ -48,6 +53,8 @@ impl Config {
             group_bytes_max: 4 << 20,
             store_cache_bytes: 32 << 20,
             receipts_per_source: 4096,
+            checkpoint: CheckpointPolicy { records: 100_000, bytes: 64 << 20 },
+            retention: Retention { bytes: Some(4 << 30), ..Retention::default() },
             disk: Arc::new(RealDisk),
             clock: Arc::new(SystemClock),
         }
@@ -73,6 +80,9 @@ impl Config {
         }
         if self.queue_bytes_max == 0 {
             return refuse("queue_bytes_max", "0 lets nothing through".to_owned());
+        }
+        if self.checkpoint.records == 0 || self.checkpoint.bytes == 0 {
+            return refuse("checkpoint", "0 would make checkpoints all the time".to_owned());
         }
         if self.receipts_per_source == 0 {
             return refuse("receipts_per_source", "0 would recognise no push that comes again".to_owned());

@@ -8,6 +8,7 @@ use storage_schema::codec::DecodeError;
 use storage_schema::id::Lsn;
 use storage_schema::resource::ResourceKey;
 
+use crate::checkpoint::CheckpointError;
 use crate::segment::recovery::Damage;
 
 /// Why a journal could not be opened.
@@ -229,6 +230,17 @@ pub enum ReadError {
         #[source]
         source: io::Error,
     },
+    /// A checkpoint cannot be used, or could not be made.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Nothing that is kept leads to this state.
+    #[error("the state at record {wanted} cannot be computed: the oldest that can is {oldest_lsn}")]
+    NoState {
+        /// The record asked for.
+        wanted: Lsn,
+        /// The oldest state that can be computed.
+        oldest_lsn: Lsn,
+    },
     /// The store does not follow the journal.
     #[error("the store is stuck at record {store_lsn}: {cause}")]
     Stuck {
@@ -240,6 +252,19 @@ pub enum ReadError {
     /// The journal was closed while waiting.
     #[error("the journal is closed")]
     Closed,
+}
+
+/// Catching up reads the log and writes the store; either may refuse.
+impl From<ReadError> for OpenError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Damaged { path, damage } => Self::Damaged { path, damage },
+            ReadError::Undecodable { lsn, source } => Self::Undecodable { lsn, source },
+            ReadError::Store(source) => Self::Store(source),
+            ReadError::Io { action, path, source } => Self::Io { action, path, source },
+            source => Self::Unreadable { source },
+        }
+    }
 }
 
 /// What is wrong with the derived store. It is rebuilt from the journal at the next open.

@@ -13,15 +13,19 @@ use tokio::sync::watch;
 
 use crate::append::{Ack, End, Intake, Permit};
 use crate::block_on::{block_on, block_on_until};
+use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::durable::{Durable, Head};
 use crate::error::{AppendError, OpenError, OriginError, ReadError};
 use crate::follow::{Bell, Follower, Stored};
+use crate::keep::{Compacted, Keeper};
 use crate::lock::{Lock, lock_state_dir, read_identity, remove_state_dir, write_identity};
 use crate::read::{EncodedRecord, Library, Records};
+use crate::retention::Retention;
 use crate::segment::open::{LogConfig, OpenLog, open_log, store_id_of_segments};
 use crate::shelf::Shelf;
 use crate::sources::{SourceState, Sources, Standing};
+use crate::state::{State, state_at};
 use crate::store::{Store, StoredResource};
 use crate::writer::{Preparer, Writer};
 
@@ -41,6 +45,7 @@ struct Inner {
     shelf: Arc<Shelf>,
     bell: Arc<Bell>,
     stored: watch::Receiver<Stored>,
+    keeper: Arc<Keeper>,
     threads: Mutex<Threads>,
     /// Held until everything above is gone.
     _lock: Lock,
@@ -50,6 +55,7 @@ struct Inner {
 struct Threads {
     writer: Option<JoinHandle<()>>,
     follower: Option<JoinHandle<()>>,
+    keeper: Option<JoinHandle<()>>,
 }
 
 /// What opening found and did.
@@ -137,7 +143,7 @@ impl Journal {
         let library =
             Library { disk: Arc::clone(&config.disk), store_id, catalogue: Arc::clone(&log.catalogue), durable };
         let (shelf, rebuilt) = Shelf::open(&config, &library)?;
-        let folded = shelf.catch_up(&library, |_| {}).map_err(open_error)?;
+        let folded = shelf.catch_up(&library, |_| {}).map_err(OpenError::from)?;
         let lost = rebuilt.as_ref().and_then(|rebuilt| rebuilt.ahead_lsn);
         if let Some(lost) = lost {
             tracing::error!(
@@ -301,6 +307,28 @@ impl Journal {
         })
     }
 
+    /// The state as it was after record `lsn`: the nearest checkpoint before it, and the log from there on.
+    pub fn state_at(&self, lsn: Lsn) -> Result<State, ReadError> {
+        state_at(&self.inner.library, &self.inner.shelf.checkpoints()?, lsn)
+    }
+
+    /// Makes a checkpoint of what the store shows, and reads it back. Appends go on meanwhile.
+    pub fn checkpoint(&self) -> Result<Checkpoint, ReadError> {
+        self.inner.keeper.checkpoint()
+    }
+
+    /// The checkpoints there are, oldest first.
+    pub fn checkpoints(&self) -> Result<Vec<Checkpoint>, ReadError> {
+        Ok(self.inner.shelf.checkpoints()?)
+    }
+
+    /// Makes a checkpoint, then lets go what `retention` does not want kept: whole segments behind the oldest checkpoint that
+    /// stays, and older checkpoints. Their space comes back at once; readers behind it get [`ReadError::Compacted`].
+    pub fn compact(&self, retention: &Retention) -> Result<Compacted, ReadError> {
+        self.inner.keeper.checkpoint()?;
+        self.inner.keeper.compact(retention)
+    }
+
     /// Bytes that the store takes on disk.
     pub fn store_bytes(&self) -> Result<u64, ReadError> {
         self.inner.shelf.with(|store| Ok(store.size_on_disk()?))
@@ -369,10 +397,14 @@ impl Iterator for Resources {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.intake.finish(End::Closed);
+        self.keeper.close();
         let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner);
         // First the writer, so that the follower sees the last record.
         if threads.writer.take().is_some_and(|writer| writer.join().is_err()) {
             tracing::error!("the journal's writer panicked");
+        }
+        if threads.keeper.take().is_some_and(|keeper| keeper.join().is_err()) {
+            tracing::error!("the journal's keeper panicked");
         }
         self.bell.close();
         if threads.follower.take().is_some_and(|follower| follower.join().is_err()) {
@@ -396,6 +428,17 @@ fn start(config: Config, dir: std::path::PathBuf, log: OpenLog, running: Running
     let bell = Arc::new(Bell::default());
     let (stored_tx, stored) = watch::channel(Stored { lsn: shelf.head(), stuck: None });
     let intake = Arc::new(Intake::new(&config, &log, boot_id(), sources, stored.clone()));
+    let keeper = Arc::new(Keeper {
+        library: library.clone(),
+        shelf: Arc::clone(&shelf),
+        segments_dir: dir.clone(),
+        clock: Arc::clone(&config.clock),
+        policy: config.checkpoint,
+        retention: config.retention,
+        stored: stored.clone(),
+        busy: Mutex::new(()),
+        closing: Default::default(),
+    });
     let preparer = Preparer::start(Arc::clone(&config.disk), dir, config.segment_bytes)
         .map_err(io_error("start a thread for", &config.state_dir))?;
     let writer = Writer {
@@ -414,8 +457,11 @@ fn start(config: Config, dir: std::path::PathBuf, log: OpenLog, running: Running
     };
     let writer = spawn("journal-write", Box::new(move || writer.run()))?;
     let follower = spawn("journal-follow", Box::new(move || follower.run()))?;
-    let threads = Mutex::new(Threads { writer: Some(writer), follower: Some(follower) });
-    Ok(Inner { config, report, intake, library, shelf, bell, stored, threads, _lock: lock })
+    let keeping = Arc::clone(&keeper);
+    let keeping = spawn("journal-keep", Box::new(move || keeping.run()))?;
+    let threads = Threads { writer: Some(writer), follower: Some(follower), keeper: Some(keeping) };
+    let threads = Mutex::new(threads);
+    Ok(Inner { config, report, intake, library, shelf, bell, stored, keeper, threads, _lock: lock })
 }
 
 /// The store id: what the directory says, else what its segments say, else a new one.
@@ -447,17 +493,6 @@ fn boot_id() -> BootId {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     BootId(u128::from_str_radix(&digits, 16).unwrap_or_default().to_be_bytes())
-}
-
-/// Catching up reads the log and writes the store; either may refuse.
-fn open_error(error: ReadError) -> OpenError {
-    match error {
-        ReadError::Damaged { path, damage } => OpenError::Damaged { path, damage },
-        ReadError::Undecodable { lsn, source } => OpenError::Undecodable { lsn, source },
-        ReadError::Store(source) => OpenError::Store(source),
-        ReadError::Io { action, path, source } => OpenError::Io { action, path, source },
-        other => OpenError::Unreadable { source: other },
-    }
 }
 
 fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> OpenError + use<'a> {

@@ -50,6 +50,7 @@
 
 mod append;
 mod block_on;
+mod checkpoint;
 mod clock;
 mod config;
 pub mod disk;
@@ -57,25 +58,32 @@ mod durable;
 mod error;
 mod follow;
 mod journal;
+mod keep;
 mod lock;
 mod read;
+mod retention;
 pub mod segment;
 mod shelf;
 #[cfg(all(test, feature = "simulation"))]
 mod simulation;
 mod sources;
+mod state;
 mod store;
 mod writer;
 
 pub use append::{Ack, Permit, Receipt, Submitted};
+pub use checkpoint::{Checkpoint, CheckpointError, CheckpointHeader, verify_checkpoint};
 pub use clock::{Clock, Instant, SystemClock};
 pub use config::Config;
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use durable::{Durable, Head};
 pub use error::{AppendError, OpenError, OriginError, ReadError, StoreError, WriteFailure};
 pub use journal::{DurableWatch, Journal, OpenReport, OriginState, Resources, Watermarks};
+pub use keep::Compacted;
 pub use read::{EncodedRecord, Records};
+pub use retention::{CheckpointPolicy, Retention};
 pub use sources::SourceState;
+pub use state::State;
 pub use store::StoredResource;
 
 /// Names of the failpoints that bracket each write, fsync, segment creation and store fold.
@@ -93,4 +101,8 @@ pub const FAILPOINTS: &[&str] = &[
     "journal.ack.before",
     "journal.store.fold.before",
     "journal.store.fold.after",
+    "journal.checkpoint.write.before",
+    "journal.checkpoint.sync.after",
+    "journal.checkpoint.rename.after",
+    "journal.retention.unlink.before",
 ];

@@ -33,6 +33,7 @@ use storage_schema::record::ArchivedDelta;
 use storage_schema::resource::{ArchivedKind, ArchivedResource, Kind, Resource, ResourceKey};
 
 use crate::append::Receipt;
+use crate::checkpoint::{CheckpointError, Entry};
 use crate::durable::Head;
 use crate::error::{ReadError, StoreError};
 use crate::read::EncodedRecord;
@@ -91,6 +92,31 @@ pub struct StoredResource<'a> {
     pub encoded: &'a [u8],
 }
 
+/// Shown by a store that is being loaded: no journal has that record, so an interrupted load is never believed.
+pub(crate) const LOADING: Head = Head { lsn: Lsn(u64::MAX), hash: RecordHash([0; 32]) };
+
+/// An entry of a checkpoint, as it goes into the trees.
+#[derive(Debug)]
+pub(crate) enum OwnedEntry {
+    Resource { key: Vec<u8>, change: (Lsn, Vec<u8>) },
+    Source { key: Vec<u8>, value: Vec<u8> },
+    Receipts { key: Vec<u8>, value: Vec<u8> },
+}
+
+impl From<Entry<'_>> for OwnedEntry {
+    fn from(entry: Entry<'_>) -> Self {
+        match entry {
+            Entry::Resource { kind, name, changed_lsn, encoded } => {
+                Self::Resource { key: resource_key(kind, name), change: (changed_lsn, encoded.to_vec()) }
+            }
+            Entry::Source { name, value } => Self::Source { key: name.as_bytes().to_vec(), value: value.to_vec() },
+            Entry::Receipts { source, first_version, page } => {
+                Self::Receipts { key: receipts_key(source, first_version), value: page.to_vec() }
+            }
+        }
+    }
+}
+
 /// Records, folded together: of several changes of one key only the last is kept, and only that is decoded.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
@@ -115,7 +141,7 @@ struct SourceBatch {
 }
 
 /// What a key becomes: the encoded resource and the record that made it so, or nothing.
-type Change = Option<(Lsn, Vec<u8>)>;
+pub(crate) type Change = Option<(Lsn, Vec<u8>)>;
 
 impl Batch {
     /// Adds the next record.
@@ -163,7 +189,7 @@ impl Batch {
     }
 
     /// The last record, and what becomes of each key, in order.
-    fn seal(&mut self) -> Result<(Head, BTreeMap<Vec<u8>, Change>), ReadError> {
+    pub(crate) fn seal(&mut self) -> Result<(Head, BTreeMap<Vec<u8>, Change>), ReadError> {
         let last = self.kept.last_key_value().map(|(_, record)| Head { lsn: record.lsn, hash: record.hash() });
         let head = last.unwrap_or(Head::EMPTY);
         self.settle_hash(head.hash);
@@ -287,6 +313,64 @@ impl Store {
             TransactionError::Storage(error) => database(&self.path)(error),
         })?;
         fail::fail_point!("journal.store.fold.after");
+        Ok(())
+    }
+
+    /// Puts entries of a checkpoint into a store that is being rebuilt. With `LOADING` it shows no record yet.
+    pub(crate) fn load(&mut self, entries: &[OwnedEntry], head: Head) -> Result<(), StoreError> {
+        let Trees { resources, overflow, sources, receipts, meta } = &self.trees;
+        let before = self.state;
+        let loaded = (resources, overflow, sources, receipts, meta).transaction(
+            |(resources, overflow, sources, receipts, meta)| {
+                let mut state = State { head, ..before };
+                for entry in entries {
+                    match entry {
+                        OwnedEntry::Resource { key, change } => {
+                            fold_resource(&mut state, resources, overflow, key, Some(change))?;
+                        }
+                        OwnedEntry::Source { key, value } => {
+                            state.insert(TreeTag::Sources, sources, key, value)?;
+                        }
+                        OwnedEntry::Receipts { key, value } => {
+                            state.insert(TreeTag::Receipts, receipts, key, value)?;
+                        }
+                    }
+                }
+                meta.insert(STATE_KEY, &state.encode()[..])?;
+                Ok(state)
+            },
+        );
+        self.state = loaded.map_err(|error: TransactionError<()>| match error {
+            TransactionError::Abort(()) => self.damaged("an aborted transaction"),
+            TransactionError::Storage(error) => database(&self.path)(error),
+        })?;
+        Ok(())
+    }
+
+    /// Shows everything as entries of a checkpoint.
+    pub(crate) fn export(
+        &self,
+        push: &mut dyn FnMut(Entry<'_>) -> Result<(), CheckpointError>,
+    ) -> Result<(), ReadError> {
+        let mut failed = None;
+        self.visit(None, None, |stored| {
+            let StoredResource { kind, name, changed_lsn, encoded } = stored;
+            failed = push(Entry::Resource { kind, name, changed_lsn, encoded }).err();
+            failed.is_none()
+        })?;
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        for entry in &self.trees.sources {
+            let (name, value) = entry.map_err(database(&self.path))?;
+            let name = std::str::from_utf8(&name).map_err(|_| self.damaged("a source's name"))?;
+            push(Entry::Source { name, value: &value })?;
+        }
+        for entry in &self.trees.receipts {
+            let (key, page) = entry.map_err(database(&self.path))?;
+            let (source, first_version) = split_receipts_key(&key).ok_or_else(|| self.damaged("receipts"))?;
+            push(Entry::Receipts { source, first_version, page: &page })?;
+        }
         Ok(())
     }
 
@@ -577,14 +661,14 @@ fn digest(tag: TreeTag, key: &[u8], value: &[u8]) -> u128 {
     u128::from_le_bytes(*hash.as_bytes().first_chunk().expect("a hash has 32 bytes"))
 }
 
-fn resource_key(kind: Kind, name: &str) -> Vec<u8> {
+pub(crate) fn resource_key(kind: Kind, name: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1 + name.len());
     bytes.push(kind as u8);
     bytes.extend_from_slice(name.as_bytes());
     bytes
 }
 
-fn split_key(key: &[u8]) -> Option<(Kind, &str)> {
+pub(crate) fn split_key(key: &[u8]) -> Option<(Kind, &str)> {
     let (kind, name) = key.split_first()?;
     let kind = Kind::ALL.into_iter().find(|known| *known as u8 == *kind)?;
     Some((kind, std::str::from_utf8(name).ok()?))
@@ -604,6 +688,12 @@ fn receipts_key(source: &str, version: u64) -> Vec<u8> {
     bytes.push(NAME_END);
     bytes.extend_from_slice(&version.to_be_bytes());
     bytes
+}
+
+fn split_receipts_key(key: &[u8]) -> Option<(&str, u64)> {
+    let (rest, version) = key.split_last_chunk::<8>()?;
+    let (end, source) = rest.split_last()?;
+    (*end == NAME_END).then_some((std::str::from_utf8(source).ok()?, u64::from_be_bytes(*version)))
 }
 
 /// How many pieces follow the first one.

@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use journal::{Config, FAILPOINTS, Journal, OriginState};
+use journal::{CheckpointPolicy, Config, FAILPOINTS, Journal, OriginState, Retention};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use sample::{origin, service, transaction, upsert};
@@ -25,10 +25,18 @@ const DIR: &str = "HOLDFAST_CRASH_DIR";
 const FAILPOINT: &str = "HOLDFAST_CRASH_FAILPOINT";
 const HITS: &str = "HOLDFAST_CRASH_HITS";
 const SEED: &str = "HOLDFAST_CRASH_SEED";
+/// Set for a child that keeps little of the past.
+const FORGETFUL: &str = "HOLDFAST_CRASH_FORGETFUL";
 const PUSHERS: u64 = 4;
 
-fn config(dir: &Path) -> Config {
-    Config { segment_bytes: 64 << 10, receipts_per_source: 64, ..Config::new(dir) }
+fn config(dir: &Path, forgetful: bool) -> Config {
+    Config {
+        segment_bytes: 64 << 10,
+        receipts_per_source: 64,
+        checkpoint: CheckpointPolicy { records: 50, bytes: 1 << 30 },
+        retention: Retention { records: forgetful.then_some(200), ..Retention::default() },
+        ..Config::new(dir)
+    }
 }
 
 /// The child. Without its environment it is a test of nothing, and says so by doing nothing.
@@ -44,7 +52,7 @@ fn child() {
         })
         .unwrap();
     }
-    let journal = Journal::open(config(Path::new(&dir))).unwrap();
+    let journal = Journal::open(config(Path::new(&dir), std::env::var_os(FORGETFUL).is_some())).unwrap();
     std::thread::scope(|scope| {
         for pusher in 0..PUSHERS {
             let journal = journal.clone();
@@ -86,10 +94,13 @@ struct Acked {
     hash: String,
 }
 
-fn start(dir: &Path, failpoint: Option<(&str, u32)>) -> Child {
+fn start(dir: &Path, failpoint: Option<(&str, u32)>, forgetful: bool) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["child", "--exact", "--nocapture", "--test-threads=1"]).env(DIR, dir);
     command.stdout(Stdio::piped()).stderr(Stdio::null());
+    if forgetful {
+        command.env(FORGETFUL, "1");
+    }
     if let Some((name, hits)) = failpoint {
         command.env(FAILPOINT, name).env(HITS, hits.to_string());
     }
@@ -97,8 +108,8 @@ fn start(dir: &Path, failpoint: Option<(&str, u32)>) -> Child {
 }
 
 /// Runs a child until it is dead; returns what it acknowledged.
-fn run_and_kill(dir: &Path, failpoint: Option<(&str, u32)>, patience: Duration) -> Vec<Acked> {
-    let mut child = start(dir, failpoint);
+fn run_and_kill(dir: &Path, failpoint: Option<(&str, u32)>, patience: Duration, forgetful: bool) -> Vec<Acked> {
+    let mut child = start(dir, failpoint, forgetful);
     let stdout = BufReader::new(child.stdout.take().unwrap());
     let reader = std::thread::spawn(move || {
         let mut acked = Vec::new();
@@ -119,7 +130,7 @@ fn run_and_kill(dir: &Path, failpoint: Option<(&str, u32)>, patience: Duration) 
 
 /// Opens the journal and compares it with everything that was ever acknowledged.
 fn check(dir: &Path, acked: &[Acked]) {
-    let journal = Journal::open(config(dir)).unwrap();
+    let journal = Journal::open(config(dir, false)).unwrap();
     assert_eq!(journal.open_report().store_rebuilt, None, "a kill does not cost the store");
     let mut hashes = vec![String::new()];
     let mut state = BTreeMap::new();
@@ -176,7 +187,7 @@ fn killed_at_random_moments() {
             let mut acked = Vec::new();
             for _ in 0..20 {
                 let patience = Duration::from_micros(random.random_range(1_000..120_000));
-                acked.extend(run_and_kill(dir.path(), None, patience));
+                acked.extend(run_and_kill(dir.path(), None, patience, false));
                 check(dir.path(), &acked);
             }
             total += acked.len();
@@ -193,8 +204,50 @@ fn killed_at_every_failpoint() {
             let mut acked = Vec::new();
             for round in 0..8 {
                 let hits = if round == 0 { 1 } else { random.random_range(1..30) };
-                acked.extend(run_and_kill(dir.path(), Some((name, hits)), Duration::from_millis(60)));
+                acked.extend(run_and_kill(dir.path(), Some((name, hits)), Duration::from_millis(60), false));
                 check(dir.path(), &acked);
+            }
+        }
+    });
+}
+
+/// What is still kept, against what was acknowledged: the past may go, but nothing else.
+fn check_forgetful(dir: &Path, acked: &[Acked]) {
+    let journal = Journal::open(config(dir, true)).unwrap();
+    let report = journal.open_report().clone();
+    let mut next = report.oldest_lsn;
+    let mut records = journal.read_from(next).unwrap();
+    while let Some(record) = records.next_encoded() {
+        let record = record.unwrap().into_inner();
+        assert_eq!(record.lsn, next, "dense");
+        if let Some(ack) = acked.iter().find(|ack| ack.lsn == record.lsn) {
+            assert_eq!(record.hash().to_string(), ack.hash);
+        }
+        next = next.next();
+    }
+    assert_eq!(next, report.durable_lsn.next());
+    assert!(acked.iter().all(|ack| ack.lsn <= report.durable_lsn));
+    let state = journal.state_at(report.durable_lsn).unwrap();
+    let folded: Vec<_> = state.iter().map(|stored| (stored.name, stored.changed_lsn, stored.encoded)).collect();
+    let mut stored = Vec::new();
+    journal
+        .for_each_encoded(|found| stored.push((found.name.to_owned(), found.changed_lsn, found.encoded.to_vec())))
+        .unwrap();
+    let stored: Vec<_> = stored.iter().map(|(name, lsn, encoded)| (&**name, *lsn, &**encoded)).collect();
+    assert_eq!(stored, folded, "checkpoint and log give what the store has");
+}
+
+#[test]
+fn killed_while_the_past_is_let_go() {
+    seeded("killed_while_the_past_is_let_go", |mut random| {
+        let names = FAILPOINTS.iter().filter(|name| name.contains("checkpoint") || name.contains("retention"));
+        for name in names {
+            let dir = tempfile::tempdir().unwrap();
+            let mut acked = Vec::new();
+            for _ in 0..4 {
+                let hits = random.random_range(1..3);
+                acked.extend(run_and_kill(dir.path(), Some((name, hits)), Duration::from_millis(1500), true));
+                check_forgetful(dir.path(), &acked);
             }
         }
     });

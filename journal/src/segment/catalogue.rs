@@ -124,6 +124,13 @@ impl Catalogue {
         segments.push(segment);
     }
 
+    /// Forgets the segments that end before `lsn`; returns them, oldest first. The last one always stays.
+    pub(crate) fn remove_before(&self, lsn: Lsn) -> Vec<Arc<Segment>> {
+        let mut segments = self.segments.write().unwrap_or_else(PoisonError::into_inner);
+        let gone = segments.windows(2).take_while(|pair| pair[1].first_lsn <= lsn).count();
+        segments.drain(..gone).collect()
+    }
+
     fn read(&self) -> std::sync::RwLockReadGuard<'_, Vec<Arc<Segment>>> {
         self.segments.read().unwrap_or_else(PoisonError::into_inner)
     }
