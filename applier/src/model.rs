@@ -17,6 +17,7 @@ use storage_schema::resource::{
     self, Kind, LoadBalancing, NoEndpoints, PortOverride, Resource, ResourceKey, ServicePort, WorkloadStatus,
 };
 
+use crate::apply::Pressure;
 use crate::entry::{BackendKey, Changes};
 use crate::plan;
 use crate::validate::{self, Violation};
@@ -79,6 +80,19 @@ pub struct Usage {
     pub backends: u64,
     /// Endpoints of all service ports together.
     pub endpoints: u64,
+}
+
+impl Usage {
+    /// The usage beside the capacities.
+    pub fn pressure(&self, capacities: &Capacities) -> [Pressure; 4] {
+        let Self { frontends, services, backends, endpoints } = *self;
+        [
+            Pressure { table: map::name::FRONTENDS, used: frontends, capacity: capacities.frontends.into() },
+            Pressure { table: map::name::SERVICES, used: services, capacity: capacities.services.into() },
+            Pressure { table: map::name::BACKENDS, used: backends, capacity: capacities.backends.into() },
+            Pressure { table: map::name::ENDPOINTS, used: endpoints, capacity: capacities.endpoints.into() },
+        ]
+    }
 }
 
 /// Why a transaction is not admitted. Nothing was changed.
@@ -167,7 +181,7 @@ pub enum Rejection {
         /// Entries after the transaction.
         needed: u64,
         /// Entries there are.
-        capacity: u32,
+        capacity: u64,
     },
 }
 
@@ -453,18 +467,12 @@ impl Model {
     }
 
     pub(crate) fn check_capacities(&self, capacities: &Capacities) -> Result<(), Rejection> {
-        let Usage { frontends, services, backends, endpoints } = self.usage;
-        for (table, needed, capacity) in [
-            (map::name::FRONTENDS, frontends, capacities.frontends),
-            (map::name::SERVICES, services, capacities.services),
-            (map::name::BACKENDS, backends, capacities.backends),
-            (map::name::ENDPOINTS, endpoints, capacities.endpoints),
-        ] {
-            if needed > u64::from(capacity) {
-                return Err(Rejection::OverCapacity { table, needed, capacity });
+        match self.usage.pressure(capacities).into_iter().find(|table| table.used > table.capacity) {
+            Some(Pressure { table, used: needed, capacity }) => {
+                Err(Rejection::OverCapacity { table, needed, capacity })
             }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Works out what the touched resources change, in the tables and in the usage.

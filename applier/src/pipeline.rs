@@ -98,7 +98,7 @@ pub struct Status {
     pub flips: u64,
     /// Batches that had to wait for readers.
     pub grace_waits: u64,
-    /// How full the tables are.
+    /// How much of the configured capacities is used, by what is journaled.
     pub pressure: [Pressure; 4],
     /// How many resources there are of each kind, journaled ones that are not applied yet included.
     pub resources: [(Kind, usize); 3],
@@ -130,7 +130,6 @@ struct Progress {
     entries_written: u64,
     flips: u64,
     grace_waits: u64,
-    pressure: [Pressure; 4],
 }
 
 impl Pipeline {
@@ -185,9 +184,10 @@ impl Pipeline {
 
     /// How the applier is.
     pub fn status(&self) -> Status {
-        let (applied_lsn, resources) = {
+        let (applied_lsn, resources, usage) = {
             let admission = self.shared.admission();
-            (*admission.applied.borrow(), Kind::ALL.map(|kind| (kind, admission.model.count(kind))))
+            let resources = Kind::ALL.map(|kind| (kind, admission.model.count(kind)));
+            (*admission.applied.borrow(), resources, admission.model.usage())
         };
         let progress = self.shared.progress().clone();
         Status {
@@ -199,7 +199,7 @@ impl Pipeline {
             entries_written: progress.entries_written,
             flips: progress.flips,
             grace_waits: progress.grace_waits,
-            pressure: progress.pressure,
+            pressure: usage.pressure(&self.shared.capacities),
             resources,
         }
     }
@@ -220,7 +220,6 @@ impl Pipeline {
             start: report,
             flips: 0,
             grace_waits: 0,
-            pressure: applier.pressure(),
         };
         let durable = journal.durable();
         let shared = Arc::new(Shared {
@@ -343,7 +342,6 @@ impl<T: Tables> Follower<T> {
                 progress.entries_written += applied.entries;
                 progress.flips += 1;
                 progress.trouble = None;
-                progress.pressure = self.applier.pressure();
                 drop(progress);
                 self.applied.send_replace(head.lsn);
                 self.batch = None;
@@ -369,12 +367,9 @@ impl<T: Tables> Follower<T> {
 
     fn readers_passed(&mut self, quiesced: Result<Epoch, String>) {
         let outcome = quiesced.and_then(|epoch| self.applier.quiesce(epoch).map_err(|error| error.to_string()));
-        match outcome {
-            Ok(()) => self.shared.progress().pressure = self.applier.pressure(),
-            Err(error) => {
-                tracing::error!(%error, "what is no longer used was not retired; it is tried again after the next flip");
-                self.shared.progress().trouble = Some(error);
-            }
+        if let Err(error) = outcome {
+            tracing::error!(%error, "what is no longer used was not retired; it is tried again after the next flip");
+            self.shared.progress().trouble = Some(error);
         }
         if self.applier.active() > self.grace.last_requested() {
             self.grace.request(self.applier.active());

@@ -55,7 +55,7 @@ pub enum StartError {
         /// Entries that the state takes.
         needed: u64,
         /// The configured capacity.
-        capacity: u32,
+        capacity: u64,
     },
     /// A thread could not be created.
     #[error("cannot start a thread: {0}")]

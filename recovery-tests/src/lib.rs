@@ -7,6 +7,7 @@
 //!   the resources alone, without a line of the code under test.
 //! * [`pinned`]: the kernel's tables and the journal, opened while no agent has them, and compared with the oracle.
 //! * [`rig`]: all of it, put together for crash tests.
+//! * [`stamped`]: connections of the test process itself, with the stamps that the kernel program left on them.
 //! * [`seed`], [`requirements`]: how a test is replayed, and when it may be skipped.
 //!
 //! Architecture invariant: nothing in production code is there for this crate but the failpoints.
@@ -22,5 +23,6 @@ pub mod requirements;
 pub mod rig;
 pub mod sandbox;
 pub mod seed;
+pub mod stamped;
 pub mod worker;
 pub mod world;

@@ -1,11 +1,11 @@
 //! The pin root: generations, links, and what to do with them at start.
 
 use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{MapData, SkStorage};
+use aya::maps::{Map, MapData, MapError, SkStorage};
 use aya::programs::CgroupAttachMode;
 use aya::programs::cgroup_sock_addr::CgroupSockAddr;
 use aya::programs::links::FdLink;
@@ -79,11 +79,16 @@ impl Datapath {
         Ok(changed)
     }
 
-    /// The stamps of balanced sockets, for reading.
-    pub fn stamps(&self) -> Result<SkStorage<MapData, StampEntry>, LoadError> {
+    /// The stamp of a socket; `None` if it was not balanced.
+    pub fn stamp(&self, socket: &impl AsRawFd) -> Result<Option<Stamp>, LoadError> {
         let failed = || LoadError::map(map::name::STAMPS);
         let data = MapData::from_pin(self.stamps_path()).map_err(failed())?;
-        SkStorage::try_from(aya::maps::Map::SkStorage(data)).map_err(failed())
+        let stamps: SkStorage<_, StampEntry> = SkStorage::try_from(Map::SkStorage(data)).map_err(failed())?;
+        match stamps.get(socket, 0) {
+            Ok(StampEntry(stamp)) => Ok(Some(stamp).filter(|stamp| stamp.outcome != Stamp::NONE)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(failed()(error)),
+        }
     }
 
     /// Links `hook` to the generation's program: whether anything had to be done.
@@ -136,8 +141,8 @@ impl Datapath {
 
 /// [`Stamp`] as aya wants it.
 #[repr(transparent)]
-#[derive(Clone, Copy, Debug)]
-pub struct StampEntry(pub Stamp);
+#[derive(Clone, Copy)]
+struct StampEntry(Stamp);
 
 // SAFETY: plain data without padding, which the ABI asserts.
 unsafe impl aya::Pod for StampEntry {}

@@ -22,7 +22,7 @@ abi_struct! {
         pub original_port_be: u16,
         /// IANA protocol number.
         pub protocol: u8,
-        /// [`Stamp::FORWARDED`] or [`Stamp::REFUSED`].
+        /// [`Stamp::NONE`], [`Stamp::FORWARDED`] or [`Stamp::REFUSED`].
         pub outcome: u8,
         /// Zero.
         pub reserved: u64,
@@ -30,6 +30,8 @@ abi_struct! {
 }
 
 impl Stamp {
+    /// The socket's last connection was not balanced; an earlier one was.
+    pub const NONE: u8 = 0;
     /// The connection went to `backend`.
     pub const FORWARDED: u8 = 1;
     /// The service had no usable backend and the connection was refused.

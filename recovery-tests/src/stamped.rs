@@ -1,0 +1,75 @@
+//! Connections made by the calling process itself, together with the stamp that the kernel program left on the socket.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use loader::Datapath;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketType, connect, getpeername, socket};
+use storage_schema::map::Stamp;
+
+use crate::sandbox::Sandbox;
+
+/// While it lives, this process is in a sandbox's cgroup: its own connections go through the hooks.
+#[derive(Debug)]
+pub struct Enrolled {
+    home: PathBuf,
+}
+
+impl Enrolled {
+    /// Moves this process, all its threads included, into the sandbox's cgroup.
+    ///
+    /// # Panics
+    /// If the kernel refuses.
+    pub fn in_cgroup_of(sandbox: &Sandbox) -> Self {
+        let cgroup = sandbox.cgroup().expect("hooks need a whole sandbox");
+        let mount = cgroup.parent().expect("a cgroup lies in its mount");
+        let own = fs::read_to_string("/proc/self/cgroup").expect("proc is mounted");
+        let own = own.lines().find_map(|line| line.strip_prefix("0::/")).expect("cgroup v2 is mounted");
+        let enrolled = Self { home: mount.join(own) };
+        move_to(cgroup);
+        enrolled
+    }
+}
+
+impl Drop for Enrolled {
+    fn drop(&mut self) {
+        move_to(&self.home);
+    }
+}
+
+fn move_to(cgroup: &Path) {
+    fs::write(cgroup.join("cgroup.procs"), "0").expect("root may move its own process");
+}
+
+/// What came of a connection.
+#[derive(Debug)]
+pub struct Attempt {
+    /// Where it arrived, or why it did not.
+    pub arrived: Result<SocketAddr, Errno>,
+    /// What the program left on the socket; `None`: it did not balance it.
+    pub stamp: Option<Stamp>,
+    /// The socket: it stays open, and the stamp with it.
+    pub socket: OwnedFd,
+}
+
+/// Connects, with an IPv6 socket also where the destination is IPv4 if `mapped`.
+///
+/// # Panics
+/// If no socket can be made, or the stamp cannot be read.
+pub fn attempt(datapath: &Datapath, to: SocketAddr, mapped: bool) -> Attempt {
+    let to = match to.ip() {
+        IpAddr::V4(v4) if mapped => SocketAddr::new(v4.to_ipv6_mapped().into(), to.port()),
+        _ => to,
+    };
+    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket(family, SocketType::STREAM, None).expect("a socket can be made");
+    let arrived = connect(&socket, &to).and_then(|()| getpeername(&socket)).map(|peer| {
+        let peer = SocketAddr::try_from(peer.expect("a connected socket has a peer")).expect("it is an IP address");
+        SocketAddr::new(peer.ip().to_canonical(), peer.port())
+    });
+    let stamp = datapath.stamp(&socket).expect("the stamp can be read");
+    Attempt { arrived, stamp, socket }
+}
