@@ -180,6 +180,28 @@ struct Limits {
     receipts_per_source: usize,
 }
 
+/// Where a log goes on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LogEnd {
+    pub(crate) store_id: StoreId,
+    pub(crate) head: Head,
+    pub(crate) segment_first: Lsn,
+    pub(crate) segment_bytes: u64,
+    pub(crate) offset: u64,
+}
+
+impl From<&OpenLog> for LogEnd {
+    fn from(log: &OpenLog) -> Self {
+        Self {
+            store_id: log.header.store_id,
+            head: log.head,
+            segment_first: log.header.first_lsn,
+            segment_bytes: log.segment_bytes,
+            offset: log.catalogue.last().end(),
+        }
+    }
+}
+
 /// A group, and where its pushers look.
 #[derive(Debug)]
 pub(crate) struct Queued {
@@ -205,16 +227,16 @@ struct Queue {
 impl Intake {
     pub(crate) fn new(
         config: &Config,
-        log: &OpenLog,
+        log: &LogEnd,
         boot_id: BootId,
         sources: Sources,
         stored: watch::Receiver<Stored>,
     ) -> Self {
         let queue = Queue {
             head: log.head,
-            segment_first: log.header.first_lsn,
+            segment_first: log.segment_first,
             segment_bytes: log.segment_bytes,
-            offset: log.catalogue.last().end(),
+            offset: log.offset,
             groups: VecDeque::new(),
             idle: false,
             sources,
@@ -229,7 +251,7 @@ impl Intake {
                 group_bytes_max: config.group_bytes_max,
                 receipts_per_source: config.receipts_per_source,
             },
-            store_id: log.header.store_id,
+            store_id: log.store_id,
             boot_id,
             clock: Arc::clone(&config.clock),
             queue: Mutex::new(queue),
@@ -238,6 +260,14 @@ impl Intake {
             room: Notify::new(),
             queued_bytes: AtomicU64::new(0),
             stored,
+        }
+    }
+
+    /// Why nothing is accepted, if a failure is why.
+    pub(crate) fn failure(&self) -> Option<Arc<WriteFailure>> {
+        match &self.lock().end {
+            Some(End::Failed(failure)) => Some(Arc::clone(failure)),
+            _ => None,
         }
     }
 
@@ -348,12 +378,12 @@ impl Intake {
     /// A group could not be made durable: ends this life. Whoever waits learns the cause.
     pub(crate) fn give_up(&self, queued: &Queued, failure: WriteFailure) {
         let end = End::Failed(Arc::new(failure));
-        self.finish(end.clone());
+        self.finish(&end);
         queued.outcome.send_replace(Outcome::GivenUp(end));
     }
 
     /// Ends this life: with `Failed` everything that is queued is given up; with `Closed` the writer still carries it out.
-    pub(crate) fn finish(&self, end: End) {
+    pub(crate) fn finish(&self, end: &End) {
         let mut queue = self.lock();
         if queue.end.is_none() {
             queue.end = Some(end.clone());

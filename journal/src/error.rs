@@ -137,6 +137,23 @@ pub struct WriteFailure {
     pub source: io::Error,
 }
 
+/// Why the journal cannot accept again yet.
+#[derive(Debug, thiserror::Error)]
+pub enum ResumeError {
+    /// The disk still refuses.
+    #[error("the journal in {path} cannot go on yet: {source}", path = path.display())]
+    Disk {
+        /// The directory of the segments.
+        path: PathBuf,
+        /// Its answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The log or the store cannot be read.
+    #[error("the journal cannot go on yet: {0}")]
+    Read(#[from] ReadError),
+}
+
 /// Why a source may not write what it wants to.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum OriginError {

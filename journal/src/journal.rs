@@ -1,7 +1,7 @@
 //! The handle: what the rest of Holdfast sees of the journal.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::{fs, io};
@@ -11,22 +11,26 @@ use storage_schema::record::{Origin, Record};
 use storage_schema::resource::{Kind, Resource, ResourceKey};
 use tokio::sync::watch;
 
-use crate::append::{Ack, End, Intake, Permit};
+use crate::append::{Ack, End, Intake, LogEnd, Permit};
 use crate::block_on::{block_on, block_on_until};
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::durable::{Durable, Head};
-use crate::error::{AppendError, OpenError, OriginError, ReadError};
+use crate::error::{AppendError, OpenError, OriginError, ReadError, ResumeError, WriteFailure};
 use crate::follow::{Bell, Follower, Stored};
 use crate::keep::{Compacted, Keeper};
 use crate::lock::{Lock, lock_state_dir, read_identity, remove_state_dir, write_identity};
 use crate::read::{EncodedRecord, Library, Records};
 use crate::retention::Retention;
+use crate::segment::header::SegmentHeader;
 use crate::segment::open::{LogConfig, OpenLog, open_log, store_id_of_segments};
+use crate::segment::recovery::Damage;
+use crate::segment::write::resume_log;
 use crate::shelf::Shelf;
 use crate::sources::{SourceState, Sources, Standing};
 use crate::state::{State, state_at};
 use crate::store::{Store, StoredResource};
+use crate::verify::{VerifyProgress, VerifyReport, verify_log};
 use crate::writer::{Preparer, Writer};
 
 /// An open journal. Clones share it; the last one to go closes it: what was submitted is written and acknowledged, the
@@ -40,7 +44,9 @@ pub struct Journal {
 struct Inner {
     config: Config,
     report: OpenReport,
-    intake: Arc<Intake>,
+    /// The writer's current life.
+    intake: RwLock<Arc<Intake>>,
+    durable: Arc<watch::Sender<Durable<Head>>>,
     library: Library,
     shelf: Arc<Shelf>,
     bell: Arc<Bell>,
@@ -161,7 +167,8 @@ impl Journal {
             store_rebuilt: rebuilt.map(|rebuilt| rebuilt.reason),
             lost,
         };
-        let inner = start(config, dir, log, Running { library, shelf, durable_tx, report, lock })?;
+        let inner =
+            start(config, dir, log, Running { library, shelf, durable_tx: Arc::new(durable_tx), report, lock })?;
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -187,7 +194,7 @@ impl Journal {
         let store_lsn = self.inner.stored.borrow().lsn;
         let durable_lsn = self.inner.library.durable_lsn();
         Watermarks {
-            appended_lsn: self.inner.intake.appended_lsn().max(durable_lsn),
+            appended_lsn: self.inner.intake().appended_lsn().max(durable_lsn),
             durable_lsn,
             store_lsn,
             oldest_lsn,
@@ -202,7 +209,7 @@ impl Journal {
     /// Whether this push is new. Takes what is queued but not durable into account; call it under the lock that orders
     /// pushes, right before `submit`.
     pub fn origin(&self, origin: &Origin) -> Result<OriginState, OriginError> {
-        let Inner { intake, shelf, .. } = &*self.inner;
+        let (intake, shelf) = (self.inner.intake(), &self.inner.shelf);
         let (standing, version) = match (intake.with_sources(|sources| sources.standing(origin))?, origin.version) {
             (Standing::AskStore { last }, Some(version)) => (last, version),
             (Standing::Known(known), _) => return Ok(OriginState::Duplicate(Ack::pending(known))),
@@ -219,19 +226,32 @@ impl Journal {
 
     /// What is known about a source, with everything that is queued.
     pub fn source(&self, name: &str) -> Option<SourceState> {
-        self.inner.intake.with_sources(|sources| sources.state(name))
+        self.inner.intake().with_sources(|sources| sources.state(name))
     }
 
     /// All sources, in the order of their names.
     pub fn sources(&self) -> Vec<(String, SourceState)> {
-        let mut all = self.inner.intake.with_sources(Sources::all);
+        let mut all = self.inner.intake().with_sources(Sources::all);
         all.sort_unstable_by(|one, other| one.0.cmp(&other.0));
         all
     }
 
+    /// Why the journal accepts nothing, if the disk has refused a write or a sync. Reads go on.
+    pub fn failure(&self) -> Option<Arc<WriteFailure>> {
+        self.inner.intake().failure()
+    }
+
+    /// Tries to accept again after a failure, with what the disk really holds: the log goes on behind the last durable record,
+    /// and what was submitted but not acknowledged is gone. Call it under the lock that orders pushes, and bring everything that
+    /// was computed from unacknowledged submissions back to the head that is returned. It does nothing when there was no
+    /// failure, and may be tried again when it fails.
+    pub fn resume(&self) -> Result<Durable<Head>, ResumeError> {
+        self.inner.resume()
+    }
+
     /// A place in the queue, waited for while the queue is full.
     pub async fn reserve(&self) -> Result<Permit, AppendError> {
-        self.inner.intake.reserve().await
+        self.inner.intake().reserve().await
     }
 
     /// [`Journal::reserve`] for threads.
@@ -241,7 +261,7 @@ impl Journal {
 
     /// A place in the queue, or [`AppendError::QueueFull`] at once.
     pub fn try_reserve(&self) -> Result<Permit, AppendError> {
-        self.inner.intake.try_reserve()
+        self.inner.intake().try_reserve()
     }
 
     /// The records from `first` on, up to the durable head at the time of each step.
@@ -315,6 +335,13 @@ impl Journal {
     /// Makes a checkpoint of what the store shows, and reads it back. Appends go on meanwhile.
     pub fn checkpoint(&self) -> Result<Checkpoint, ReadError> {
         self.inner.keeper.checkpoint()
+    }
+
+    /// Reads the whole log up to the durable head and says what can be trusted. Appends go on meanwhile.
+    pub fn verify(&self, progress: impl FnMut(VerifyProgress)) -> Result<VerifyReport, OpenError> {
+        let Library { disk, store_id, .. } = &self.inner.library;
+        let durable_lsn = self.inner.library.durable_lsn();
+        verify_log(&**disk, &self.inner.keeper.segments_dir, *store_id, Some(durable_lsn), progress)
     }
 
     /// The checkpoints there are, oldest first.
@@ -394,9 +421,84 @@ impl Iterator for Resources {
     }
 }
 
+impl Inner {
+    fn intake(&self) -> Arc<Intake> {
+        Arc::clone(&self.intake.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn resume(&self) -> Result<Durable<Head>, ResumeError> {
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let head: Durable<Head> = *self.library.durable.borrow();
+        if self.intake().failure().is_none() {
+            return Ok(head);
+        }
+        if let Some(writer) = threads.writer.take() {
+            // It has failed, so it is at its end.
+            let _ = writer.join();
+        }
+        // What sources have written is what is durable: the rest was given up.
+        self.bell.want(head.lsn);
+        let mut stored = self.stored.clone();
+        let seen = block_on(stored.wait_for(|stored| stored.lsn >= head.lsn || stored.stuck.is_some()));
+        match seen.as_deref() {
+            Ok(Stored { lsn, stuck: Some(cause) }) if *lsn < head.lsn => {
+                return Err(ReadError::Stuck { store_lsn: *lsn, cause: Arc::clone(cause) }.into());
+            }
+            Ok(_) => {}
+            Err(_) => return Err(ReadError::Closed.into()),
+        }
+        let sources = Sources::new(self.shelf.with(Store::sources).map_err(ReadError::from)?);
+        let Library { disk, store_id, catalogue, .. } = &self.library;
+        let dir = &self.keeper.segments_dir;
+        let failed = |source| ResumeError::Disk { path: dir.clone(), source };
+        let header = SegmentHeader {
+            store_id: *store_id,
+            first_lsn: head.lsn.next(),
+            previous_hash: head.hash,
+            previous_first: Lsn::ZERO,
+            previous_end: 0,
+            created_wall_ns: self.config.clock.now().wall_ns,
+        };
+        let bytes = self.config.segment_bytes;
+        let segments = resume_log(disk, dir, catalogue, header, bytes).map_err(failed)?;
+        // The disk, not the cache, has to have the record that the log goes on from.
+        if head.lsn > Lsn::ZERO && head.lsn >= catalogue.oldest_lsn() {
+            let hash = self.library.encoded_record(head.lsn)?.hash();
+            if hash != head.hash {
+                return Err(
+                    ReadError::Damaged { path: dir.clone(), damage: Damage::ChainBroken { lsn: head.lsn } }.into()
+                );
+            }
+        }
+        let last = catalogue.last();
+        let end = LogEnd {
+            store_id: *store_id,
+            head: *head,
+            segment_first: last.first_lsn,
+            segment_bytes: bytes,
+            offset: last.end(),
+        };
+        let intake = Arc::new(Intake::new(&self.config, &end, boot_id(), sources, self.stored.clone()));
+        let preparer = Preparer::start(Arc::clone(disk), dir.clone(), bytes).map_err(failed)?;
+        let writer = Writer {
+            intake: Arc::clone(&intake),
+            segments,
+            durable: Arc::clone(&self.durable),
+            stored: self.stored.clone(),
+            bell: Arc::clone(&self.bell),
+            preparer,
+        };
+        let writer = thread::Builder::new().name("journal-write".to_owned()).spawn(move || writer.run());
+        threads.writer = Some(writer.map_err(failed)?);
+        *self.intake.write().unwrap_or_else(PoisonError::into_inner) = intake;
+        tracing::info!(durable_lsn = head.lsn.0, "the journal accepts again");
+        Ok(head)
+    }
+}
+
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.intake.finish(End::Closed);
+        self.intake().finish(&End::Closed);
         self.keeper.close();
         let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner);
         // First the writer, so that the follower sees the last record.
@@ -416,7 +518,7 @@ impl Drop for Inner {
 struct Running {
     library: Library,
     shelf: Shelf,
-    durable_tx: watch::Sender<Durable<Head>>,
+    durable_tx: Arc<watch::Sender<Durable<Head>>>,
     report: OpenReport,
     lock: Lock,
 }
@@ -427,7 +529,8 @@ fn start(config: Config, dir: std::path::PathBuf, log: OpenLog, running: Running
     let shelf = Arc::new(shelf);
     let bell = Arc::new(Bell::default());
     let (stored_tx, stored) = watch::channel(Stored { lsn: shelf.head(), stuck: None });
-    let intake = Arc::new(Intake::new(&config, &log, boot_id(), sources, stored.clone()));
+    let end = LogEnd::from(&log);
+    let intake = Arc::new(Intake::new(&config, &end, boot_id(), sources, stored.clone()));
     let keeper = Arc::new(Keeper {
         library: library.clone(),
         shelf: Arc::clone(&shelf),
@@ -444,7 +547,7 @@ fn start(config: Config, dir: std::path::PathBuf, log: OpenLog, running: Running
     let writer = Writer {
         intake: Arc::clone(&intake),
         segments: log.writer,
-        durable: durable_tx,
+        durable: Arc::clone(&durable_tx),
         stored: stored.clone(),
         bell: Arc::clone(&bell),
         preparer,
@@ -461,7 +564,8 @@ fn start(config: Config, dir: std::path::PathBuf, log: OpenLog, running: Running
     let keeping = spawn("journal-keep", Box::new(move || keeping.run()))?;
     let threads = Threads { writer: Some(writer), follower: Some(follower), keeper: Some(keeping) };
     let threads = Mutex::new(threads);
-    Ok(Inner { config, report, intake, library, shelf, bell, stored, keeper, threads, _lock: lock })
+    let (intake, durable) = (RwLock::new(intake), durable_tx);
+    Ok(Inner { config, report, intake, durable, library, shelf, bell, stored, keeper, threads, _lock: lock })
 }
 
 /// The store id: what the directory says, else what its segments say, else a new one.

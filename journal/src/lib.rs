@@ -19,7 +19,8 @@
 //! **Out.** [`Journal::read_from`] reads what is durable, from any LSN on. [`Journal::resource`] and its companions read the
 //! store, which follows; [`Journal::wait_stored`] waits until it has caught up with what one has written.
 //!
-//! **Failure.** A write or sync that fails is final: the writer stops, every queued push gets the error, and the cause is kept.
+//! **Failure.** A write or sync that fails is final: the writer stops, every queued push gets the error, and the cause is kept
+//! ([`Journal::failure`]). Reads go on. [`Journal::resume`] opens the log again behind the last durable record.
 //! [`segment::recovery`] holds the table of what the end of a log can look like and what is done about it.
 //!
 //! # Invariants
@@ -44,6 +45,8 @@
 //!   store-id             32 hexadecimal digits
 //!   journal/*.seg        the log
 //!   store/               sled
+//!   checkpoints/*.ckpt   whole states
+//!   cut/                 what a repair has cut off
 //! ```
 
 #![forbid(unsafe_code)]
@@ -69,6 +72,7 @@ mod simulation;
 mod sources;
 mod state;
 mod store;
+mod verify;
 mod writer;
 
 pub use append::{Ack, Permit, Receipt, Submitted};
@@ -77,7 +81,7 @@ pub use clock::{Clock, Instant, SystemClock};
 pub use config::Config;
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use durable::{Durable, Head};
-pub use error::{AppendError, OpenError, OriginError, ReadError, StoreError, WriteFailure};
+pub use error::{AppendError, OpenError, OriginError, ReadError, ResumeError, StoreError, WriteFailure};
 pub use journal::{DurableWatch, Journal, OpenReport, OriginState, Resources, Watermarks};
 pub use keep::Compacted;
 pub use read::{EncodedRecord, Records};
@@ -85,6 +89,7 @@ pub use retention::{CheckpointPolicy, Retention};
 pub use sources::SourceState;
 pub use state::State;
 pub use store::StoredResource;
+pub use verify::{RepairReport, VerifyProgress, VerifyReport, Wrong, repair, verify};
 
 /// Names of the failpoints that bracket each write, fsync, segment creation and store fold.
 pub const FAILPOINTS: &[&str] = &[

@@ -18,7 +18,14 @@ const IDENTITY_FILE: &str = "store-id";
 /// The lock on a state directory, released when dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that was forked and has not executed its program yet holds a copy of the descriptor.
+        let _ = self.file.unlock();
+    }
 }
 
 /// Creates or checks the state directory and takes its lock.
@@ -50,7 +57,7 @@ pub(crate) fn lock_state_dir(dir: &Path) -> Result<Lock, OpenError> {
         Err(TryLockError::Error(source)) => return Err(failed("lock")(source)),
     }
     write_pid(&mut file).map_err(failed("write"))?;
-    Ok(Lock { _file: file })
+    Ok(Lock { file })
 }
 
 fn write_pid(file: &mut File) -> io::Result<()> {

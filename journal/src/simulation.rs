@@ -18,7 +18,7 @@ use storage_schema::record::{Delta, Origin, Transaction};
 use storage_schema::resource::{Resource, Service};
 use tokio::sync::watch;
 
-use crate::append::Intake;
+use crate::append::{Intake, LogEnd};
 use crate::config::Config;
 use crate::disk::simulated::{Faults, SimulatedDisk};
 use crate::durable::{Durable, Head};
@@ -110,7 +110,8 @@ impl Simulation {
     fn live(&mut self, groups: usize) -> bool {
         let Some(log) = self.open() else { return false };
         let (_stored_tx, stored) = watch::channel(Stored { lsn: Lsn::ZERO, stuck: None });
-        let intake = Arc::new(Intake::new(&self.config, &log, BootId::default(), Sources::default(), stored));
+        let intake =
+            Arc::new(Intake::new(&self.config, &LogEnd::from(&log), BootId::default(), Sources::default(), stored));
         let mut writer = log.writer;
         for _ in 0..groups {
             for _ in 0..self.random.random_range(1..6) {

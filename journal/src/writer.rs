@@ -18,7 +18,7 @@ use crate::segment::write::{Group, Prepared, SegmentWriter, prepare_segment};
 pub(crate) struct Writer {
     pub(crate) intake: Arc<Intake>,
     pub(crate) segments: SegmentWriter,
-    pub(crate) durable: watch::Sender<Durable<Head>>,
+    pub(crate) durable: Arc<watch::Sender<Durable<Head>>>,
     pub(crate) stored: watch::Receiver<Stored>,
     pub(crate) bell: Arc<Bell>,
     pub(crate) preparer: Preparer,

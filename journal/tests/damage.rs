@@ -266,6 +266,97 @@ fn a_missing_identity_is_taken_from_the_segments_and_a_broken_one_is_refused() {
     assert!(matches!(victim.open(), Err(OpenError::BadIdentity { .. })));
 }
 
+/// Verifies, and expects one thing to be wrong, of this kind, with this much left to trust.
+fn found(victim: &Victim, finding: Finding, trusted: u64) -> journal::VerifyReport {
+    let mut progressed = 0;
+    let report = journal::verify(victim.dir.path(), |progress| {
+        assert!(progress.bytes >= progressed && progress.bytes <= progress.bytes_total);
+        progressed = progress.bytes;
+    })
+    .unwrap();
+    let wrong: Vec<Finding> = report.wrong.iter().map(|wrong| wrong.damage.finding()).collect();
+    assert_eq!((wrong, report.trusted_lsn), (vec![finding], Lsn(trusted)));
+    report
+}
+
+#[test]
+fn a_whole_log_verifies_stopped_and_running() {
+    let victim = Victim::new();
+    let report = journal::verify(victim.dir.path(), |_| {}).unwrap();
+    assert_eq!((report.wrong.len(), report.records, report.trusted_lsn), (0, 400, Lsn(400)));
+    assert_eq!((report.oldest_lsn, report.end, report.store_id), (Lsn(1), Finding::CleanEnd, victim.store_id));
+    let journal = victim.open().unwrap();
+    assert!(matches!(journal::verify(victim.dir.path(), |_| {}), Err(OpenError::InUse { .. })));
+    let report = journal.verify(|_| {}).unwrap();
+    assert_eq!((report.wrong.len(), report.records, report.trusted_lsn), (0, 400, Lsn(400)));
+}
+
+#[test]
+fn verification_names_what_is_wrong_in_any_segment_and_repair_cuts_there() {
+    for segment in 0..3 {
+        let victim = Victim::new();
+        let segments = victim.segments();
+        let path = &segments[segment];
+        let frames = victim.frames(path);
+        let frame = frames[frames.len() / 2];
+        edit(path, |bytes| bytes[place(frame)][40] ^= 1);
+        let lsn = frame.0.0;
+        let report = found(&victim, Finding::DamagedRecord, lsn - 1);
+        assert_eq!(report.records, 399);
+        assert!(report.wrong[0].damage.to_string().contains(&format!("LSN {lsn}")));
+
+        let repaired = journal::repair(victim.dir.path(), |_| {}).unwrap();
+        assert_eq!((repaired.kept_lsn, repaired.cut_lsn), (Lsn(lsn - 1), Some(Lsn(lsn))));
+        assert_eq!(repaired.good_records_cut, 400 - lsn);
+        let aside = fs::read_dir(repaired.cut_dir.unwrap()).unwrap().count();
+        assert_eq!(aside, segments.len() - segment, "the cut part is kept");
+        let journal = victim.open().unwrap();
+        assert_eq!(journal.open_report().durable_lsn, Lsn(lsn - 1));
+        assert_eq!(journal.open_report().lost, Some(Lsn(400)));
+        assert_store_equals_log(&journal);
+        append(&journal, lsn);
+        assert_eq!(journal.watermarks().durable_lsn, Lsn(lsn));
+        drop(journal);
+        assert!(journal::verify(victim.dir.path(), |_| {}).unwrap().wrong.is_empty());
+        assert_eq!(journal::repair(victim.dir.path(), |_| {}).unwrap().cut_lsn, None);
+    }
+}
+
+#[test]
+fn verification_finds_what_is_missing_or_replaced() {
+    let victim = Victim::new();
+    let segments = victim.segments();
+    let second_first = victim.frames(&segments[1])[0].0.0;
+    fs::remove_file(&segments[1]).unwrap();
+    found(&victim, Finding::Gap, second_first - 1);
+
+    let victim = Victim::new();
+    let segments = victim.segments();
+    edit(&segments[1], |bytes| bytes[20] ^= 1);
+    let report = journal::verify(victim.dir.path(), |_| {}).unwrap();
+    assert_eq!(report.wrong[0].damage.finding(), Finding::DamagedHeader);
+    assert_eq!(report.trusted_lsn, Lsn(victim.frames(&segments[1])[0].0.0 - 1));
+    let repaired = journal::repair(victim.dir.path(), |_| {}).unwrap();
+    assert_eq!(repaired.kept_lsn, report.trusted_lsn);
+    assert_eq!(victim.open().unwrap().open_report().durable_lsn, report.trusted_lsn);
+
+    // A record in a closed segment replaced by one with right checksum and number, but with other contents.
+    let victim = Victim::new();
+    let segments = victim.segments();
+    let frames = victim.frames(&segments[0]);
+    let frame = frames[7];
+    edit(&segments[0], |bytes| {
+        let (header, body, _) = journal::segment::frame::parse_frame(&bytes[place(frame)], victim.store_id).unwrap();
+        let mut record = storage_schema::codec::decode_record(body).unwrap();
+        record.wall_ns ^= 1;
+        let body = storage_schema::codec::encode_record(&record);
+        let mut forged = Vec::new();
+        journal::segment::frame::push_frame(&mut forged, victim.store_id, header.lsn, header.group_first, &body);
+        bytes[place(frame)].copy_from_slice(&forged);
+    });
+    found(&victim, Finding::ChainBroken, frames[8].0.0 - 1);
+}
+
 /// The state as the store shows it, against the state as the log gives it.
 fn assert_store_equals_log(journal: &Journal) {
     let mut stored = Vec::new();

@@ -111,6 +111,29 @@ impl Scanner {
         }
     }
 
+    /// A second scanner at the same place.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self::new(Arc::clone(&self.file), self.store_id, self.offset, self.limit)
+    }
+
+    /// Goes to the next good frame that begins behind the scanner's place and has at least this number; returns its number.
+    pub fn seek_frame(&mut self, at_least: Lsn) -> io::Result<Option<Lsn>> {
+        while self.available() > FRAME_ALIGN as u64 {
+            if self.chunk.len() < FRAME_ALIGN + FRAME_HEADER_BYTES {
+                self.refill(FRAME_HEADER_BYTES as u64)?;
+                if self.chunk.len() <= FRAME_ALIGN {
+                    break;
+                }
+            }
+            self.pass(FRAME_ALIGN);
+            if self.later_frame(Lsn(at_least.0 - 1))?.is_some() {
+                return Ok(peek_header(&self.chunk).ok().map(|header| header.lsn));
+            }
+        }
+        Ok(None)
+    }
+
     /// Gathers what is behind the scanner's place, where `stop` was found instead of record `expected`.
     pub fn evidence(mut self, expected: Lsn, stop: Stop) -> io::Result<Evidence> {
         let mut evidence = Evidence { expected, stop, rest_is_zero: true, later_group: None };

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use storage_schema::id::{Lsn, RecordHash};
 
-use super::catalogue::{Catalogue, Segment, segment_path};
+use super::catalogue::{Catalogue, Segment, segment_of_path, segment_path};
 use super::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::disk::{Disk, DiskFile};
 use crate::error::WriteFailure;
@@ -142,6 +142,42 @@ pub fn prepare_segment(disk: &dyn Disk, dir: &Path, hint: Lsn, bytes: u64) -> io
     Ok(Prepared { path, file, bytes })
 }
 
+/// Goes on after a write that failed, with what the disk really holds: everything behind the durable head is cut off, what
+/// was begun and never used is removed, and a new segment is opened. Returns its writer and its preallocated length.
+///
+/// Invariant: nothing that was not durable when the write failed survives this, whatever of it reached the disk.
+pub fn resume_log(
+    disk: &Arc<dyn Disk>,
+    dir: &Path,
+    catalogue: &Arc<Catalogue>,
+    mut header: SegmentHeader,
+    bytes: u64,
+) -> io::Result<SegmentWriter> {
+    let last = catalogue.last();
+    for path in disk.list(dir)? {
+        let unused = segment_of_path(&path).is_some_and(|first| first > last.first_lsn);
+        if unused || path.extension().is_some_and(|suffix| suffix == UNNAMED_SUFFIX) {
+            disk.remove(&path)?;
+        }
+    }
+    disk.sync_dir(dir)?;
+    let file: Arc<dyn DiskFile> = disk.open(&last.path)?.into();
+    file.drop_cache()?;
+    file.set_len(last.end())?;
+    file.sync_data()?;
+    if last.first_lsn == header.first_lsn {
+        // It holds no record: it goes on as it is, with its zeros put back.
+        zero_fill_from(&*file, last.end(), bytes)?;
+        return Ok(SegmentWriter::new(Arc::clone(disk), dir.to_owned(), Arc::clone(catalogue), file));
+    }
+    header.previous_first = last.first_lsn;
+    header.previous_end = last.end();
+    let prepared = prepare_segment(&**disk, dir, header.first_lsn, bytes)?;
+    let (segment, file) = name_segment(&**disk, dir, &header, prepared)?;
+    catalogue.push(Arc::new(segment));
+    Ok(SegmentWriter::new(Arc::clone(disk), dir.to_owned(), Arc::clone(catalogue), file))
+}
+
 /// Turns a prepared file into a segment: header, fsync, name, directory.
 pub(super) fn name_segment(
     disk: &dyn Disk,
@@ -165,14 +201,17 @@ pub(super) fn name_segment(
 
 /// Writes zeros rather than asking for unwritten extents: an fdatasync after a write into those has metadata to sync.
 fn zero_fill(file: &dyn DiskFile, bytes: u64) -> io::Result<()> {
+    zero_fill_from(file, 0, bytes)
+}
+
+fn zero_fill_from(file: &dyn DiskFile, mut offset: u64, bytes: u64) -> io::Result<()> {
     let zeros = vec![0; ZERO_FILL_BYTES];
-    let mut offset = 0;
     while offset < bytes {
         let piece = usize::try_from(bytes - offset).unwrap_or(usize::MAX).min(zeros.len());
         file.write_at(&zeros[..piece], offset)?;
         offset += piece as u64;
         // A sync for each few pieces keeps the device's queue short for the writer's own syncs.
-        if offset % (4 * ZERO_FILL_BYTES as u64) == 0 {
+        if offset.is_multiple_of(4 * ZERO_FILL_BYTES as u64) {
             file.sync_data()?;
         }
     }
