@@ -29,7 +29,7 @@ const SERVICES: u16 = 4;
 const SET: u16 = 4;
 const THREADS: usize = 4;
 /// Moves from one set to the other; `HOLDFAST_MOVES` says otherwise.
-const MOVES: u64 = 300;
+const MOVES: u64 = 120;
 
 /// A connection: what its socket was stamped with, what it dialled and where it arrived.
 type Connection = (Stamp, SocketAddr, SocketAddr);
