@@ -12,6 +12,7 @@ use std::time::Duration;
 use api::Level;
 use api::client::ClientError;
 use api::status::Status;
+use journal::Journal;
 use rand::Rng;
 use rand::seq::IteratorRandom;
 use rand_chacha::ChaCha8Rng;
@@ -110,12 +111,25 @@ impl Rig {
         })
     }
 
-    /// Pushes transactions of several megabytes: whether the agent took all of them.
-    pub fn push_bulk(&mut self, agent: &Agent, count: u64) -> bool {
-        (0..count).all(|_| {
+    /// Fills the journal's segment until only so many bytes are free. No agent may run.
+    pub fn fill_segment(&mut self, bytes_free: usize) {
+        const BYTES: usize = 4 << 20;
+        const BYTES_MIN: usize = 128 << 10;
+        let config = journal::Config::new(self.sandbox.state_dir());
+        let mut left = usize::try_from(config.segment_bytes).expect("a segment fits into memory") - bytes_free;
+        let journal = Journal::open(config).expect("the journal opens");
+        let encoded_bytes = |lsn| journal.encoded_record(lsn).expect("a durable record can be read").encoded.len();
+        left -= (1..=self.oracle.acknowledged().0).map(|lsn| encoded_bytes(Lsn(lsn))).sum::<usize>();
+        while left > BYTES_MIN {
             let version = self.oracle.transactions().len() as u64 + 1;
-            self.push(agent, &world::bulk(SOURCE, version, 12 << 20))
-        })
+            // A record is a little longer than the names in it.
+            let transaction = world::bulk(SOURCE, version, BYTES.min(left - BYTES_MIN));
+            self.oracle.pushing(&transaction);
+            let submitted = journal.blocking_reserve().and_then(|permit| permit.submit(transaction));
+            let receipt = submitted.and_then(|submitted| submitted.ack.blocking_wait()).expect("it is valid");
+            self.oracle.acknowledge(receipt.lsn);
+            left = left.saturating_sub(encoded_bytes(receipt.lsn));
+        }
     }
 
     /// Checks new connections while no agent runs: each one sees the state of a record that was pushed, as a whole.

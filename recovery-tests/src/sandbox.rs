@@ -24,6 +24,9 @@ pub const LOCAL_NET_V6: &str = "fd00:a::/64";
 
 const BPF_FS: &str = "/sys/fs/bpf";
 
+/// Names of cgroups: this, the test's process id, and a number.
+const CGROUP_PREFIX: &str = "holdfast-test-";
+
 /// A test's own place. Open it before starting threads or processes that are to live in it.
 #[derive(Debug)]
 pub struct Sandbox {
@@ -121,8 +124,9 @@ impl Cgroup {
     fn create() -> io::Result<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let mount = cgroup2_mount().ok_or_else(|| io::Error::other("no cgroup v2 file system is mounted"))?;
+        remove_abandoned(&mount)?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = mount.join(format!("holdfast-test-{}-{number}", std::process::id()));
+        let path = mount.join(format!("{CGROUP_PREFIX}{}-{number}", std::process::id()));
         fs::create_dir(&path)?;
         Ok(Self { path })
     }
@@ -137,6 +141,19 @@ impl Cgroup {
         }
         Ok(())
     }
+}
+
+/// Removes empty cgroups of tests that were killed, and could not do it themselves.
+fn remove_abandoned(mount: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(mount)? {
+        let name = entry?.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(CGROUP_PREFIX)?.split('-').next());
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Another test may be doing the same.
+            let _ = fs::remove_dir(mount.join(name));
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Cgroup {

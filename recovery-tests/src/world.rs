@@ -65,12 +65,13 @@ pub fn transaction(state: &State, random: &mut impl RngCore, source: &str, versi
     Transaction { origin: origin(source, version), deltas }
 }
 
-/// A valid transaction of about `bytes` bytes that changes nothing: removals of what is not there.
+/// A transaction of about `bytes` bytes that changes nothing: removals of what is not there, under names that are longer
+/// than an agent would take, so that few of them fill a segment of the journal.
 pub fn bulk(source: &str, version: u64, bytes: usize) -> Transaction {
-    const NAME_BYTES: usize = 480;
+    const NAME_BYTES: usize = 60_000;
     let removal =
         |number| Delta::Remove(ResourceKey::new(Kind::Workload, format!("bulk-{version}-{number:0>NAME_BYTES$}")));
-    Transaction { origin: origin(source, version), deltas: (0..bytes / NAME_BYTES).map(removal).collect() }
+    Transaction { origin: origin(source, version), deltas: (0..bytes.div_ceil(NAME_BYTES)).map(removal).collect() }
 }
 
 fn origin(source: &str, version: u64) -> Origin {

@@ -282,7 +282,7 @@ fn without_privilege_the_kernel_is_refused_and_memory_works() {
         command.arg("--cgroup").arg(sandbox.cgroup().expect("it has one")).arg("--pin-root").arg(sandbox.pin_root());
         command
     };
-    expect_failure(&run(command("kernel")), UNSUPPORTED, "run as root, or with CAP_BPF");
+    expect_failure(&run(command("kernel")), UNSUPPORTED, "needs CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON: run as root");
     assert!(!sandbox.pin_root().exists(), "nothing was pinned");
 
     let mut child = command("memory").spawn().expect("it can be started");
