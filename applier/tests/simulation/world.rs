@@ -131,7 +131,6 @@ impl<'h> World<'h> {
         let head = self.heads.at(self.lsn);
         let changes = self.queued.clone();
         match self.run(|applier| applier.apply(&changes, head)) {
-            None => {}
             Some(Ok(_)) => {
                 self.queued = Changes::default();
                 self.check_applied();
@@ -140,7 +139,8 @@ impl<'h> World<'h> {
                 let active = self.applier.as_ref().expect("alive").active();
                 assert!(until <= active, "nothing waits for an epoch that is not visible");
             }
-            Some(Err(ApplyError::Table(_))) => {}
+            // Killed, or refused: what is queued is applied another time.
+            None | Some(Err(ApplyError::Table(_))) => {}
             Some(Err(error)) => panic!("{error}"),
         }
     }
