@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::durable::{Durable, Head};
 use crate::error::{AppendError, OpenError, OriginError, ReadError, ResumeError, WriteFailure};
 use crate::follow::{Bell, Follower, Stored};
+use crate::index;
 use crate::keep::{Compacted, Keeper};
 use crate::lock::{Lock, lock_state_dir, read_identity, remove_state_dir, write_identity};
 use crate::read::{EncodedRecord, Library, Records};
@@ -31,6 +32,7 @@ use crate::sources::{SourceState, Sources, Standing};
 use crate::state::{State, state_at};
 use crate::store::{Store, StoredResource};
 use crate::verify::{VerifyProgress, VerifyReport, verify_log};
+use crate::watch::RecordStream;
 use crate::writer::{Preparer, Writer};
 
 /// An open journal. Clones share it; the last one to go closes it: what was submitted is written and acknowledged, the
@@ -278,6 +280,22 @@ impl Journal {
     pub fn record(&self, lsn: Lsn) -> Result<Durable<Record>, ReadError> {
         let encoded = self.encoded_record(lsn)?.into_inner();
         encoded.decode().map(Durable::vouch).map_err(|source| ReadError::Undecodable { lsn, source })
+    }
+
+    /// The records from `first` on, and then live, without gap or repetition.
+    pub fn watch(&self, first: Lsn) -> Result<RecordStream, ReadError> {
+        Ok(RecordStream::new(self.read_from(first)?, self.durable()))
+    }
+
+    /// The last record at which the wall clock showed `wall_ns` (since 1970-01-01 UTC) or less; the one before the oldest if
+    /// there is none. Order is by LSN; should the clock have stepped back, the last moment at which it showed the time counts.
+    pub fn lsn_at(&self, wall_ns: u64) -> Result<Lsn, ReadError> {
+        index::lsn_at(&self.inner.library, wall_ns)
+    }
+
+    /// The records from `from` to `to` (inclusive) that changed a resource, ascending.
+    pub fn history(&self, key: &ResourceKey, from: Lsn, to: Lsn) -> Result<Vec<Lsn>, ReadError> {
+        index::history(&self.inner.library, key, from, to)
     }
 
     /// Waits until the store shows at least `lsn`, so that one reads what one has written. Wait for its ack first: the store

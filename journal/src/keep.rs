@@ -12,6 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::clock::Clock;
 use crate::error::ReadError;
 use crate::follow::Stored;
+use crate::index;
 use crate::read::Library;
 use crate::retention::{CheckpointPolicy, ClosedSegment, Retention, plan, unwanted};
 use crate::segment::catalogue::Segment;
@@ -57,6 +58,9 @@ impl Keeper {
             if *wait.unwrap_or_else(PoisonError::into_inner).0 {
                 return;
             }
+            if let Err(error) = index::make_missing(&self.library) {
+                tracing::debug!(%error, "an index cannot be made");
+            }
             match self.due() {
                 Ok(true) => {}
                 Ok(false) => continue,
@@ -100,6 +104,7 @@ impl Keeper {
             fail::fail_point!("journal.retention.unlink.before");
             let removed = self.library.disk.remove(&segment.path);
             removed.map_err(|source| ReadError::Io { action: "unlink", path: segment.path.clone(), source })?;
+            index::remove(&segment);
             done.segments_removed += 1;
             done.bytes_freed += segment.end();
         }

@@ -44,6 +44,7 @@
 //!   LOCK                 flock; the holder's pid
 //!   store-id             32 hexadecimal digits
 //!   journal/*.seg        the log
+//!   journal/*.idx        where to find what by time and resource; derived
 //!   store/               sled
 //!   checkpoints/*.ckpt   whole states
 //!   cut/                 what a repair has cut off
@@ -60,6 +61,7 @@ pub mod disk;
 mod durable;
 mod error;
 mod follow;
+mod index;
 mod journal;
 mod keep;
 mod lock;
@@ -73,6 +75,7 @@ mod sources;
 mod state;
 mod store;
 mod verify;
+mod watch;
 mod writer;
 
 pub use append::{Ack, Permit, Receipt, Submitted};
@@ -90,6 +93,7 @@ pub use sources::SourceState;
 pub use state::State;
 pub use store::StoredResource;
 pub use verify::{RepairReport, VerifyProgress, VerifyReport, Wrong, repair, verify};
+pub use watch::RecordStream;
 
 /// Names of the failpoints that bracket each write, fsync, segment creation and store fold.
 pub const FAILPOINTS: &[&str] = &[

@@ -217,7 +217,7 @@ impl Batch {
 }
 
 /// The kind and name of what a delta changes.
-fn key_of(delta: &ArchivedDelta) -> (Kind, &str) {
+pub(crate) fn key_of(delta: &ArchivedDelta) -> (Kind, &str) {
     match delta {
         ArchivedDelta::Upsert(ArchivedResource::Service(service)) => (Kind::Service, &service.name),
         ArchivedDelta::Upsert(ArchivedResource::Workload(workload)) => (Kind::Workload, &workload.uid),

@@ -162,3 +162,92 @@ fn checkpoints_and_retention_happen_by_themselves_and_disk_stays_bounded() {
     }
     assert_eq!(as_folded(&journal.state_at(Lsn(number)).unwrap()), folded);
 }
+
+/// A wall clock that is set by hand.
+#[derive(Debug, Default)]
+struct ClockByHand(std::sync::atomic::AtomicU64);
+
+impl journal::Clock for ClockByHand {
+    fn now(&self) -> journal::Instant {
+        let wall_ns = self.0.load(std::sync::atomic::Ordering::SeqCst);
+        journal::Instant { wall_ns, monotonic_ns: 1 }
+    }
+}
+
+#[test]
+fn records_are_found_by_time_even_if_the_clock_steps_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = std::sync::Arc::new(ClockByHand::default());
+    let config = Config { clock: clock.clone(), ..config(&dir) };
+    let journal = Journal::open(config.clone()).unwrap();
+    let mut walls = vec![0];
+    for number in 1..=3000_u64 {
+        // It goes on by 10, and steps back by 3000 every 1100 records.
+        let wall_ns = 100_000 + number * 10 - number / 1100 * 3000;
+        clock.0.store(wall_ns, std::sync::atomic::Ordering::SeqCst);
+        walls.push(wall_ns);
+        let submit = journal.blocking_reserve().unwrap();
+        let submitted = submit.submit(transaction("cp", None, vec![upsert(service("shop/a"))])).unwrap();
+        if number == 3000 || number % 100 == 0 {
+            submitted.ack.blocking_wait().unwrap();
+        }
+    }
+    assert!(fs::read_dir(dir.path().join("journal")).unwrap().count() > 5);
+    let check = |journal: &Journal| {
+        for wall_ns in (99_000..132_000).step_by(171).chain([0, u64::MAX, 100_010, 100_009]) {
+            let expected = (1..=3000).rev().find(|lsn| walls[*lsn] <= wall_ns).unwrap_or(0);
+            assert_eq!(journal.lsn_at(wall_ns).unwrap(), Lsn(expected as u64), "at {wall_ns}");
+        }
+    };
+    check(&journal);
+    drop(journal);
+    // From the index files, and with each of them damaged.
+    check(&Journal::open(config.clone()).unwrap());
+    for file in fs::read_dir(dir.path().join("journal")).unwrap().map(|entry| entry.unwrap().path()) {
+        if file.extension().is_some_and(|suffix| suffix == "idx") {
+            let mut bytes = fs::read(&file).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            fs::write(&file, bytes).unwrap();
+        }
+    }
+    check(&Journal::open(config).unwrap());
+}
+
+#[test]
+fn a_resource_has_its_history() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(config(&dir)).unwrap();
+    let (mut folded, mut states) = (Folded::new(), vec![Folded::new()]);
+    append(&journal, 1, 1500, &mut folded, &mut states);
+    for number in 0..30 {
+        let key = ResourceKey::new(Kind::Service, format!("shop/svc-{number:02}"));
+        let expected: Vec<Lsn> = (1..=1500).filter(|lsn| lsn * 7 % 30 == number).map(Lsn).collect();
+        assert_eq!(journal.history(&key, Lsn(1), Lsn(u64::MAX)).unwrap(), expected);
+        let part: Vec<Lsn> = expected.into_iter().filter(|lsn| (Lsn(400)..=Lsn(1111)).contains(lsn)).collect();
+        assert_eq!(journal.history(&key, Lsn(400), Lsn(1111)).unwrap(), part);
+    }
+    let nothing = ResourceKey::new(Kind::Workload, "shop/svc-01");
+    assert_eq!(journal.history(&nothing, Lsn(1), Lsn(1500)).unwrap(), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_goes_on_live_without_gap_or_repetition() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(config(&dir)).unwrap();
+    let (mut folded, mut states) = (Folded::new(), vec![Folded::new()]);
+    append(&journal, 1, 100, &mut folded, &mut states);
+    let mut stream = journal.watch(Lsn(50)).unwrap();
+    let pusher = journal.clone();
+    let pushing = tokio::task::spawn_blocking(move || {
+        let (mut folded, mut states) = (Folded::new(), vec![Folded::new()]);
+        append(&pusher, 101, 2000, &mut folded, &mut states);
+    });
+    for lsn in 50..=2000 {
+        assert_eq!(stream.next().await.unwrap().unwrap().lsn, Lsn(lsn));
+    }
+    pushing.await.unwrap();
+    assert!(stream.blocking_next(Duration::from_millis(1)).is_none());
+    drop(journal);
+    assert!(stream.next().await.is_none(), "the journal is closed");
+}

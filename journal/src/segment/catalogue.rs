@@ -1,7 +1,7 @@
 //! Which segments there are: shared by the writer, which adds, retention, which removes, and readers.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use storage_schema::id::{Lsn, RecordHash};
@@ -42,6 +42,8 @@ pub struct Segment {
     end: AtomicU64,
     /// Some records' places, ascending.
     places: Mutex<Vec<(Lsn, u64)>>,
+    /// Whether its index file was compared with its hash by this process.
+    index_trusted: AtomicBool,
 }
 
 impl Segment {
@@ -53,7 +55,15 @@ impl Segment {
         end: u64,
     ) -> Self {
         let places = Mutex::new(vec![(first_lsn, SEGMENT_HEADER_BYTES as u64)]);
-        Self { path, first_lsn, previous_hash, created_wall_ns, end: AtomicU64::new(end), places }
+        Self {
+            path,
+            first_lsn,
+            previous_hash,
+            created_wall_ns,
+            end: AtomicU64::new(end),
+            places,
+            index_trusted: AtomicBool::new(false),
+        }
     }
 
     /// How many bytes hold durable frames and the header.
@@ -63,6 +73,14 @@ impl Segment {
 
     pub(crate) fn set_end(&self, end: u64) {
         self.end.store(end, Ordering::Release);
+    }
+
+    pub(crate) fn index_trusted(&self) -> bool {
+        self.index_trusted.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn trust_index(&self) {
+        self.index_trusted.store(true, Ordering::Release);
     }
 
     /// The nearest place at or before `lsn` that is known: a record's number and where its frame begins.
@@ -116,6 +134,13 @@ impl Catalogue {
         let segments = self.read();
         let behind = segments.partition_point(|segment| segment.first_lsn <= lsn);
         Some(Arc::clone(&segments[behind.checked_sub(1)?]))
+    }
+
+    /// Where the segment after the one that begins with `first` begins.
+    pub(crate) fn after(&self, first: Lsn) -> Option<Lsn> {
+        let segments = self.read();
+        let behind = segments.partition_point(|segment| segment.first_lsn <= first);
+        segments.get(behind).map(|segment| segment.first_lsn)
     }
 
     pub(crate) fn push(&self, segment: Arc<Segment>) {
