@@ -359,8 +359,24 @@ impl Intake {
         }
     }
 
+    /// Queues a record with its own times and boot. Invariant: it continues the record before it.
+    pub(crate) fn append_as_is(&self, record: &Record) -> Result<(), AppendError> {
+        let mut queue = self.lock();
+        assert_eq!(
+            (record.lsn, record.previous_hash),
+            (queue.head.lsn.next(), queue.head.hash),
+            "it continues the log"
+        );
+        let body = encode_record(record);
+        if body.len() as u64 > self.limits.record_bytes_max {
+            return Err(AppendError::TooLarge { bytes: body.len() as u64, limit: self.limits.record_bytes_max });
+        }
+        let head = Head { lsn: record.lsn, hash: hash_record(&body) };
+        queue.enqueue(self, head, &body, record.wall_ns);
+        Ok(())
+    }
+
     /// How many groups wait.
-    #[cfg(all(test, feature = "simulation"))]
     pub(crate) fn queued_groups(&self) -> usize {
         self.lock().groups.len()
     }

@@ -28,6 +28,7 @@ use crate::segment::open::{LogConfig, OpenLog, open_log, store_id_of_segments};
 use crate::segment::recovery::Damage;
 use crate::segment::write::resume_log;
 use crate::shelf::Shelf;
+use crate::snapshot::{Snapshot, SnapshotError, save};
 use crate::sources::{SourceState, Sources, Standing};
 use crate::state::{State, state_at};
 use crate::store::{Store, StoredResource};
@@ -362,6 +363,11 @@ impl Journal {
         verify_log(&**disk, &self.inner.keeper.segments_dir, *store_id, Some(durable_lsn), progress)
     }
 
+    /// Writes the whole journal, as it is now, into one file ([`crate::restore`] reads it). Appends go on meanwhile.
+    pub fn snapshot(&self, out: &mut dyn io::Write) -> Result<Snapshot, SnapshotError> {
+        save(&self.inner.keeper, out)
+    }
+
     /// The checkpoints there are, oldest first.
     pub fn checkpoints(&self) -> Result<Vec<Checkpoint>, ReadError> {
         Ok(self.inner.shelf.checkpoints()?)
@@ -603,7 +609,7 @@ fn establish_identity(config: &Config, dir: &Path) -> Result<StoreId, OpenError>
     Ok(store_id)
 }
 
-fn random_store_id() -> io::Result<StoreId> {
+pub(crate) fn random_store_id() -> io::Result<StoreId> {
     let mut id = [0; 16];
     let mut random = fs::File::open("/dev/urandom")?;
     io::Read::read_exact(&mut random, &mut id)?;
@@ -611,7 +617,7 @@ fn random_store_id() -> io::Result<StoreId> {
 }
 
 /// The kernel's boot id; zeros where there is none to be read, which equals no other boot's.
-fn boot_id() -> BootId {
+pub(crate) fn boot_id() -> BootId {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     BootId(u128::from_str_radix(&digits, 16).unwrap_or_default().to_be_bytes())

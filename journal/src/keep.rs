@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use storage_schema::id::Lsn;
@@ -81,15 +81,20 @@ impl Keeper {
         self.closing.1.notify_all();
     }
 
+    /// Keeps checkpoints and compactions waiting while it is held.
+    pub(crate) fn hold(&self) -> MutexGuard<'_, ()> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes a checkpoint of what the store shows.
     pub(crate) fn checkpoint(&self) -> Result<Checkpoint, ReadError> {
-        let _busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let _busy = self.hold();
         self.shelf.checkpoint()
     }
 
     /// Lets go what `retention` does not want kept.
     pub(crate) fn compact(&self, retention: &Retention) -> Result<Compacted, ReadError> {
-        let _busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        let _busy = self.hold();
         let segments = self.library.catalogue.all();
         let closed = closed_segments(&segments);
         let open_bytes = segments.last().map_or(0, |segment| segment.end());

@@ -101,7 +101,7 @@ pub(crate) fn write_identity(dir: &Path, store_id: StoreId) -> Result<(), OpenEr
     write().map_err(|source| OpenError::Io { action: "write", path: path.clone(), source })
 }
 
-fn parse_identity(text: &str) -> Option<StoreId> {
+pub(crate) fn parse_identity(text: &str) -> Option<StoreId> {
     let mut id = [0; 16];
     if text.len() != 2 * id.len() || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
