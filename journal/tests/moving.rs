@@ -25,9 +25,9 @@ fn filled(dir: &tempfile::TempDir) -> Journal {
         };
         let version = (number % 3 > 0).then_some(number);
         let submitted = journal.blocking_reserve().unwrap().submit(transaction("cp", version, vec![delta])).unwrap();
-        if number == 500 {
+        if number == 350 {
             submitted.ack.blocking_wait().unwrap();
-            journal.blocking_wait_stored(Lsn(500)).unwrap();
+            journal.blocking_wait_stored(Lsn(350)).unwrap();
             journal.checkpoint().unwrap();
         }
         last = Some(submitted);
@@ -102,7 +102,7 @@ fn an_export_that_was_altered_is_refused_by_line() {
 fn a_snapshot_comes_back_as_the_same_journal() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let journal = filled(&from);
-    journal.compact(&Retention { records: Some(100), ..Retention::default() }).unwrap();
+    journal.compact(&Retention { records: Some(50), ..Retention::default() }).unwrap();
     let mut file = Vec::new();
     let snapshot = journal.snapshot(&mut file).unwrap();
     assert_eq!((snapshot.bytes, snapshot.head.lsn), (file.len() as u64, Lsn(700)));
