@@ -120,14 +120,14 @@ fn stream(rig: &mut Rig, failpoint: &'static str) {
     let settings = lay_foundation(rig);
     let most = if failpoint.starts_with("journal.store.") { FOLDS_MAX } else { PASSAGES_MAX };
     let skip = rig.random().random_range(1..=most);
-    push_until_death(rig, Settings { failpoint: Some((failpoint, skip)), ..settings.clone() });
+    push_until_death(rig, &Settings { failpoint: Some((failpoint, skip)), ..settings.clone() });
     restart_and_check(rig, &settings);
 }
 
 fn rotation(rig: &mut Rig, failpoint: &'static str) {
     let settings = lay_foundation(rig);
     rig.fill_segment(SEGMENT_BYTES_FREE);
-    push_until_death(rig, Settings { failpoint: Some((failpoint, 0)), ..settings.clone() });
+    push_until_death(rig, &Settings { failpoint: Some((failpoint, 0)), ..settings.clone() });
     restart_and_check(rig, &settings);
 }
 
@@ -140,8 +140,8 @@ fn lay_foundation(rig: &mut Rig) -> Settings {
     settings
 }
 
-fn push_until_death(rig: &mut Rig, armed: Settings) {
-    let mut agent = Agent::start(rig.sandbox(), &armed);
+fn push_until_death(rig: &mut Rig, armed: &Settings) {
+    let mut agent = Agent::start(rig.sandbox(), armed);
     let begin = Instant::now();
     while rig.push_random(&agent, 20) {
         assert!(begin.elapsed() < STREAM_TIME_MAX, "{:?} was never reached", armed.failpoint);
