@@ -17,11 +17,13 @@ struct Round {
     per_second: f64,
     p50_us: f64,
     p99_us: f64,
+    /// Processor time of the whole process for each append: what a busy machine makes of the rest.
+    cpu_us: f64,
 }
 
 pub(crate) fn run(options: &Options) {
     println!("durable appends ({} rounds of {:?}, medians)", options.rounds, options.round);
-    println!("  pushers |    floor/s  p50 µs  p99 µs |  journal/s  p50 µs  p99 µs | ratio  p99 ratio");
+    println!("  pushers |    floor/s  p50 µs  p99 µs  cpu µs |  journal/s  p50 µs  p99 µs  cpu µs | ratio  p99 ratio");
     for pushers in [1, 8, 64] {
         let (mut floors, mut journals) = (Vec::new(), Vec::new());
         for _ in 0..options.rounds {
@@ -30,13 +32,15 @@ pub(crate) fn run(options: &Options) {
         }
         let (floor, ours) = (median(floors), median(journals));
         println!(
-            "  {pushers:>7} | {:>10.0} {:>7.0} {:>7.0} | {:>10.0} {:>7.0} {:>7.0} | {:>5.2}  {:>9.2}",
+            "  {pushers:>7} | {:>10.0} {:>7.0} {:>7.0} {:>7.1} | {:>10.0} {:>7.0} {:>7.0} {:>7.1} | {:>5.2}  {:>9.2}",
             floor.per_second,
             floor.p50_us,
             floor.p99_us,
+            floor.cpu_us,
             ours.per_second,
             ours.p50_us,
             ours.p99_us,
+            ours.cpu_us,
             ours.per_second / floor.per_second,
             ours.p99_us / floor.p99_us,
         );
@@ -83,7 +87,7 @@ pub(crate) fn sample_body() -> Vec<u8> {
 
 fn measure<P: FnMut(u64) + Send>(time: Duration, pushers: u64, pusher: impl Fn(u64) -> P) -> Round {
     let stop = AtomicBool::new(false);
-    let started = Instant::now();
+    let (started, cpu) = (Instant::now(), processor_seconds());
     let mut latencies: Vec<u64> = thread::scope(|scope| {
         let running: Vec<_> = (0..pushers)
             .map(|number| {
@@ -107,10 +111,20 @@ fn measure<P: FnMut(u64) + Send>(time: Duration, pushers: u64, pusher: impl Fn(u
         stop.store(true, Ordering::Relaxed);
         running.into_iter().flat_map(|pusher| pusher.join().expect("pushers do not panic")).collect()
     });
-    let elapsed = started.elapsed();
+    let (elapsed, cpu) = (started.elapsed(), processor_seconds() - cpu);
     latencies.sort_unstable();
     let quantile = |share: f64| microseconds(latencies[index(latencies.len(), share)]);
-    Round { per_second: count(latencies.len()) / elapsed.as_secs_f64(), p50_us: quantile(0.5), p99_us: quantile(0.99) }
+    let appends = count(latencies.len());
+    let cpu_us = cpu * 1e6 / appends;
+    Round { per_second: appends / elapsed.as_secs_f64(), p50_us: quantile(0.5), p99_us: quantile(0.99), cpu_us }
+}
+
+/// Seconds of user and system time that this process has taken, by /proc/self/stat (fields 14 and 15, in hundredths).
+fn processor_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
+    let ticks = fields.split(' ').skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum::<f64>();
+    ticks / 100.0
 }
 
 fn median(mut rounds: Vec<Round>) -> Round {

@@ -17,6 +17,8 @@ pub(crate) fn run(options: &Options) {
     let state = dir.path().join("state");
     let journal = fill(&state, options.records);
     let records = usize::try_from(options.records).expect("a count");
+    // The follower would compete for the processor.
+    journal.blocking_wait_stored(Lsn(options.records)).expect("the store follows");
     let mut payload = 0;
     let mut best = f64::MAX;
     for _ in 0..options.rounds {
