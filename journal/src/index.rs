@@ -27,9 +27,9 @@ use storage_schema::id::{Lsn, RecordHash, ResourceId, StoreId};
 use storage_schema::resource::ResourceKey;
 
 use crate::error::ReadError;
+use crate::fold::key_of;
 use crate::read::{Library, Records};
 use crate::segment::catalogue::Segment;
-use crate::store::key_of;
 
 const MAGIC: [u8; 8] = *b"HFINDX\r\n";
 const FORMAT_VERSION: u64 = 1;

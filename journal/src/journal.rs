@@ -22,6 +22,7 @@ use crate::index;
 use crate::keep::{Compacted, Keeper};
 use crate::lock::{Lock, lock_state_dir, read_identity, remove_state_dir, write_identity};
 use crate::read::{EncodedRecord, Library, Records};
+use crate::resources::Resources;
 use crate::retention::Retention;
 use crate::segment::header::SegmentHeader;
 use crate::segment::open::{LogConfig, OpenLog, open_log, store_id_of_segments};
@@ -325,13 +326,13 @@ impl Journal {
     /// All resources of a kind (or of all), in the order of kind and name, with the record that changed each last. Read in
     /// pages: changes that are folded meanwhile may or may not show. [`Journal::for_each_encoded`] is exact.
     pub fn resources(&self, kind: Option<Kind>) -> Resources {
-        Resources { journal: self.clone(), kind, page: Vec::new().into_iter(), after: None, ended: false }
+        Resources::new(Arc::clone(&self.inner.shelf), kind, None)
     }
 
     /// The resources of one kind whose names come after `name`, for those who read in pages of their own.
     pub fn resources_after(&self, kind: Kind, name: &str) -> Resources {
         let after = Some(ResourceKey::new(kind, name));
-        Resources { journal: self.clone(), kind: Some(kind), page: Vec::new().into_iter(), after, ended: false }
+        Resources::new(Arc::clone(&self.inner.shelf), Some(kind), after)
     }
 
     /// Shows every stored resource to `visit` without decoding it, in the order of kind and name, as of the LSN that is
@@ -388,60 +389,6 @@ impl Journal {
     /// How many resources the store has.
     pub fn resources_count(&self) -> Result<u64, ReadError> {
         self.inner.shelf.with(|store| Ok(store.resources_count()))
-    }
-}
-
-/// Resources in the order of kind and name.
-#[derive(Debug)]
-pub struct Resources {
-    journal: Journal,
-    kind: Option<Kind>,
-    page: std::vec::IntoIter<(Resource, Lsn)>,
-    after: Option<ResourceKey>,
-    ended: bool,
-}
-
-impl Resources {
-    const PAGE: usize = 256;
-
-    fn next_page(&mut self) -> Result<(), ReadError> {
-        let mut page = Vec::with_capacity(Self::PAGE);
-        let mut failed = None;
-        self.journal.inner.shelf.with(|store| {
-            store.visit(self.kind, self.after.as_ref(), |stored| {
-                match storage_schema::codec::decode_resource(stored.encoded) {
-                    Ok(resource) => page.push((resource, stored.changed_lsn)),
-                    Err(source) => {
-                        let key = ResourceKey::new(stored.kind, stored.name);
-                        failed = Some(ReadError::UndecodableResource { key, source });
-                    }
-                }
-                failed.is_none() && page.len() < Self::PAGE
-            })
-        })?;
-        self.ended = page.len() < Self::PAGE;
-        self.after = page.last().map(|(resource, _)| resource.key());
-        self.page = page.into_iter();
-        failed.map_or(Ok(()), Err)
-    }
-}
-
-impl Iterator for Resources {
-    type Item = Result<(Resource, Lsn), ReadError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if let Some(resource) = self.page.next() {
-                return Some(Ok(resource));
-            }
-            if self.ended {
-                return None;
-            }
-            if let Err(error) = self.next_page() {
-                self.ended = true;
-                return Some(Err(error));
-            }
-        }
     }
 }
 

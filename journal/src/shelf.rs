@@ -14,8 +14,9 @@ use crate::checkpoint::{
 use crate::config::Config;
 use crate::durable::Head;
 use crate::error::{OpenError, ReadError, StoreError};
+use crate::fold::Batch;
 use crate::read::Library;
-use crate::store::{Batch, LOADING, OwnedEntry, Store};
+use crate::store::{LOADING, OwnedEntry, Store};
 
 /// The most that is folded in one transaction.
 pub(crate) const BATCH_RECORDS_MAX: usize = 8192;

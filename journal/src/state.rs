@@ -9,9 +9,10 @@ use storage_schema::resource::{Kind, Resource, ResourceKey};
 use crate::checkpoint::{Checkpoint, Entry, read_checkpoint, verify_checkpoint};
 use crate::durable::Head;
 use crate::error::ReadError;
+use crate::fold::{Batch, resource_key, split_key};
 use crate::read::Library;
 use crate::shelf::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX};
-use crate::store::{Batch, StoredResource, resource_key, split_key};
+use crate::store::StoredResource;
 
 /// All resources as they were after one record. It stands on its own: nothing that happens to the journal changes it.
 #[derive(Clone, Debug)]

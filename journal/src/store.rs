@@ -19,7 +19,6 @@
 //! | `receipts` | source, `0xff`, first version (8, big endian) | up to 64 of: version (8), LSN (8), hash (32), wall clock at the append (8) |
 //! | `meta` | `state` | layout (4), schema (4), store id (16), LSN (8), hash (32), digest (16), number of resources (8) |
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,16 +26,15 @@ use std::thread;
 
 use sled::transaction::{ConflictableTransactionError, TransactionError, Transactional, TransactionalTree};
 use sled::{Db, IVec, Tree};
-use storage_schema::codec::{DecodeError, SCHEMA_VERSION, decode_resource, encode_resource};
+use storage_schema::codec::{SCHEMA_VERSION, decode_resource};
 use storage_schema::id::{Lsn, RecordHash, StoreId};
-use storage_schema::record::ArchivedDelta;
-use storage_schema::resource::{ArchivedKind, ArchivedResource, Kind, Resource, ResourceKey};
+use storage_schema::resource::{Kind, Resource, ResourceKey};
 
 use crate::append::Receipt;
 use crate::checkpoint::{CheckpointError, Entry};
 use crate::durable::Head;
 use crate::error::{ReadError, StoreError};
-use crate::read::EncodedRecord;
+use crate::fold::{Batch, SourceBatch, resource_key, split_key};
 use crate::sources::SourceState;
 
 /// Changes with the table above.
@@ -113,122 +111,6 @@ impl From<Entry<'_>> for OwnedEntry {
             Entry::Receipts { source, first_version, page } => {
                 Self::Receipts { key: receipts_key(source, first_version), value: page.to_vec() }
             }
-        }
-    }
-}
-
-/// Records, folded together: of several changes of one key only the last is kept, and only that is decoded.
-#[derive(Debug, Default)]
-pub(crate) struct Batch {
-    /// Records that hold a change which counts, or did when they were added.
-    kept: BTreeMap<Lsn, EncodedRecord>,
-    /// Key in the `resources` tree → the record and the delta that changed it last.
-    last: HashMap<Vec<u8>, (Lsn, usize)>,
-    sources: BTreeMap<String, SourceBatch>,
-    /// Whose receipt came last: its hash is not known before the next record.
-    last_source: String,
-    /// How many records.
-    pub(crate) records: usize,
-    /// How many bytes they had.
-    pub(crate) bytes: usize,
-}
-
-#[derive(Debug)]
-struct SourceBatch {
-    state: SourceState,
-    /// Newest last.
-    receipts: VecDeque<(u64, Receipt)>,
-}
-
-/// What a key becomes: the encoded resource and the record that made it so, or nothing.
-pub(crate) type Change = Option<(Lsn, Vec<u8>)>;
-
-impl Batch {
-    /// Adds the next record.
-    pub(crate) fn add(&mut self, record: &EncodedRecord, receipts_per_source: usize) -> Result<(), ReadError> {
-        let undecodable = |source| ReadError::Undecodable { lsn: record.lsn, source };
-        let archived = record.access().map_err(undecodable)?;
-        let lsn = record.lsn;
-        // A record names its predecessor's hash: computing one for each record would cost more than all the rest here.
-        self.settle_hash(RecordHash(archived.previous_hash.0));
-        for (number, delta) in archived.transaction.deltas.iter().enumerate() {
-            let (kind, name) = key_of(delta);
-            self.last.insert(resource_key(kind, name), (lsn, number));
-        }
-        let origin = &archived.transaction.origin;
-        let version = origin.version.as_ref().map(|version| version.to_native());
-        let state = SourceState { incarnation: origin.incarnation.to_native(), last_version: version, last_lsn: lsn };
-        let name = origin.source.as_str();
-        if !self.sources.contains_key(name) {
-            self.sources.insert(name.to_owned(), SourceBatch { state, receipts: VecDeque::new() });
-        }
-        let source = self.sources.get_mut(name).expect("one was there or was made");
-        source.state = SourceState { last_version: version.or(source.state.last_version), ..state };
-        self.last_source.clear();
-        if let Some(version) = version {
-            if source.receipts.len() >= receipts_per_source {
-                source.receipts.pop_front();
-            }
-            let hash = RecordHash::default();
-            source.receipts.push_back((version, Receipt { lsn, hash, durable_wall_ns: archived.wall_ns.to_native() }));
-            self.last_source.push_str(name);
-        }
-        self.kept.insert(lsn, record.clone());
-        self.records += 1;
-        self.bytes += record.encoded.len();
-        Ok(())
-    }
-
-    fn settle_hash(&mut self, hash: RecordHash) {
-        if let Some((_, receipt)) =
-            self.sources.get_mut(&self.last_source).and_then(|source| source.receipts.back_mut())
-        {
-            receipt.hash = hash;
-        }
-        self.last_source.clear();
-    }
-
-    /// The last record, and what becomes of each key, in order.
-    pub(crate) fn seal(&mut self) -> Result<(Head, BTreeMap<Vec<u8>, Change>), ReadError> {
-        let last = self.kept.last_key_value().map(|(_, record)| Head { lsn: record.lsn, hash: record.hash() });
-        let head = last.unwrap_or(Head::EMPTY);
-        self.settle_hash(head.hash);
-        let mut changes: Vec<((Lsn, usize), Vec<u8>)> = self.last.drain().map(|(key, place)| (place, key)).collect();
-        changes.sort_unstable();
-        let mut becomes = BTreeMap::new();
-        for of_record in changes.chunk_by_mut(|one, other| one.0.0 == other.0.0) {
-            let lsn = of_record[0].0.0;
-            let undecodable = |source| ReadError::Undecodable { lsn, source };
-            let archived = self.kept[&lsn].access().map_err(undecodable)?;
-            for ((_, number), key) in of_record {
-                let change = match &archived.transaction.deltas[*number] {
-                    ArchivedDelta::Upsert(resource) => {
-                        let resource: Resource = rkyv::deserialize(resource)
-                            .map_err(|source| undecodable(DecodeError::Damaged { source }))?;
-                        Some((lsn, encode_resource(&resource)))
-                    }
-                    ArchivedDelta::Remove(_) => None,
-                };
-                becomes.insert(std::mem::take(key), change);
-            }
-        }
-        Ok((head, becomes))
-    }
-}
-
-/// The kind and name of what a delta changes.
-pub(crate) fn key_of(delta: &ArchivedDelta) -> (Kind, &str) {
-    match delta {
-        ArchivedDelta::Upsert(ArchivedResource::Service(service)) => (Kind::Service, &service.name),
-        ArchivedDelta::Upsert(ArchivedResource::Workload(workload)) => (Kind::Workload, &workload.uid),
-        ArchivedDelta::Upsert(ArchivedResource::Node(node)) => (Kind::Node, &node.name),
-        ArchivedDelta::Remove(key) => {
-            let kind = match key.kind {
-                ArchivedKind::Service => Kind::Service,
-                ArchivedKind::Workload => Kind::Workload,
-                ArchivedKind::Node => Kind::Node,
-            };
-            (kind, &key.name)
         }
     }
 }
@@ -659,19 +541,6 @@ fn digest(tag: TreeTag, key: &[u8], value: &[u8]) -> u128 {
     hasher.update(value);
     let hash = hasher.finalize();
     u128::from_le_bytes(*hash.as_bytes().first_chunk().expect("a hash has 32 bytes"))
-}
-
-pub(crate) fn resource_key(kind: Kind, name: &str) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(1 + name.len());
-    bytes.push(kind as u8);
-    bytes.extend_from_slice(name.as_bytes());
-    bytes
-}
-
-pub(crate) fn split_key(key: &[u8]) -> Option<(Kind, &str)> {
-    let (kind, name) = key.split_first()?;
-    let kind = Kind::ALL.into_iter().find(|known| *known as u8 == *kind)?;
-    Some((kind, std::str::from_utf8(name).ok()?))
 }
 
 fn overflow_key(key: &[u8], number: u16) -> Vec<u8> {
