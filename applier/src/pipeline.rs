@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use journal::{Ack, AppendError, Durable, DurableWatch, Head, Journal, OriginError, OriginState, Receipt, Watermarks};
+use journal::{
+    Ack, AppendError, Durable, DurableWatch, Head, Journal, OriginError, OriginState, Receipt, ResumeError, Watermarks,
+};
 use storage_schema::id::{Epoch, Lsn};
 use storage_schema::map::Capacities;
 use storage_schema::record::Transaction;
@@ -86,7 +88,7 @@ pub struct Status {
     pub watermarks: Watermarks,
     /// The record whose state is visible: the active epoch.
     pub applied_lsn: Lsn,
-    /// Why the next one is not: a refused call, which is retried.
+    /// What the kernel or the disk refuses; it is tried again.
     pub trouble: Option<String>,
     /// Number of the pinned generation; `None` for tables in memory.
     pub generation: Option<u64>,
@@ -182,6 +184,20 @@ impl Pipeline {
         Stopped
     }
 
+    /// Tries to take pushes again after the disk has refused a write. What was submitted and never acknowledged is
+    /// forgotten, here as in the journal. Blocks; does nothing where nothing has failed.
+    pub fn resume(&self) -> Result<(), ResumeError> {
+        let Shared { journal, .. } = &*self.shared;
+        if journal.failure().is_none() {
+            return Ok(());
+        }
+        let mut admission = self.shared.admission();
+        let head = journal.resume()?;
+        admission.model = start::read_model(journal)?;
+        admission.queue.retain(|(lsn, _)| *lsn <= head.lsn);
+        Ok(())
+    }
+
     /// How the applier is.
     pub fn status(&self) -> Status {
         let (applied_lsn, resources, usage) = {
@@ -193,7 +209,7 @@ impl Pipeline {
         Status {
             watermarks: self.shared.journal.watermarks(),
             applied_lsn,
-            trouble: progress.trouble,
+            trouble: progress.trouble.or_else(|| self.shared.journal.failure().map(|failure| failure.to_string())),
             generation: progress.generation,
             start: progress.start,
             entries_written: progress.entries_written,

@@ -96,13 +96,18 @@ pub(crate) struct Wanted {
 pub(crate) fn load_model(journal: &Journal, capacities: &Capacities) -> Result<(Model, Wanted), StartError> {
     let head = journal.durable().head();
     journal.blocking_wait_stored(head.lsn)?;
-    let model = Model::load(journal.resources(None).map(|resource| resource.map(|(resource, _)| resource)))?;
+    let model = read_model(journal)?;
     model.check_capacities(capacities).map_err(|over| match over {
         crate::Rejection::OverCapacity { table, needed, capacity } => StartError::TooSmall { table, needed, capacity },
         other => unreachable!("capacities are all that was checked, and the answer is {other}"),
     })?;
     let everything = plan::everything(&model);
     Ok((model, Wanted { head, everything }))
+}
+
+/// The model of the state that the journal's store shows.
+pub(crate) fn read_model(journal: &Journal) -> Result<Model, ReadError> {
+    Model::load(journal.resources(None).map(|resource| resource.map(|(resource, _)| resource)))
 }
 
 /// Starts with tables in memory.

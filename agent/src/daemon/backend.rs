@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::rejection::{DeltaName, Rejection};
@@ -16,6 +17,9 @@ use storage_schema::resource::{Kind, ResourceKey};
 
 use super::rejection::{not_durable, not_pushed};
 use crate::config::Config;
+
+/// How often a journal that the disk has refused is tried again.
+const RESUME_INTERVAL: Duration = Duration::from_secs(1);
 
 /// This node: journal and applier.
 pub(super) struct Node {
@@ -38,6 +42,21 @@ impl Node {
     /// Returns when the applier has stopped by itself.
     pub(super) async fn applier_stopped(&self) -> impl std::error::Error + use<> {
         self.pipeline.stopped().await
+    }
+
+    /// Has the journal go on once the disk takes writes again, for as long as the agent runs.
+    pub(super) async fn resume_whenever_refused(self: Arc<Self>) {
+        let mut reported = false;
+        loop {
+            tokio::time::sleep(RESUME_INTERVAL).await;
+            let Some(failure) = self.journal.failure() else { continue };
+            if !reported {
+                tracing::error!(%failure, "the disk refuses writes: pushes are refused until it takes them again");
+            }
+            let node = Arc::clone(&self);
+            let resumed = tokio::task::spawn_blocking(move || node.pipeline.resume()).await;
+            reported = !matches!(resumed, Ok(Ok(())));
+        }
     }
 
     pub(super) fn report_ready(&self, config: &Config) {

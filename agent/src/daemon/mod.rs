@@ -89,6 +89,7 @@ async fn serve_until_stopped(node: Arc<Node>, socket: Socket, config: &Config) -
         drop(stopped.changed().await);
     });
     tokio::pin!(server);
+    let resuming = tokio::spawn(Arc::clone(&node).resume_whenever_refused());
     node.report_ready(config);
     notify_ready();
     tokio::select! {
@@ -98,6 +99,7 @@ async fn serve_until_stopped(node: Arc<Node>, socket: Socket, config: &Config) -
         }
         name = stop_signal => tracing::info!("{name}: stopping"),
     }
+    resuming.abort();
     drop(stop);
     match tokio::time::timeout(STOP_TIMEOUT, server).await {
         Ok(ended) => ended.map_err(|error| Failure::new(Exit::Failure, error)),

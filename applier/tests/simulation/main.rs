@@ -12,41 +12,72 @@ mod oracle;
 mod tables;
 mod world;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use domain::Domain;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use tables::Mutant;
 use world::{Heads, World};
 
 /// Random schedules: transactions, batches, grace periods, kills and refused calls in any order.
 #[test]
 fn random_schedules_keep_all_invariants() {
-    let (seeds, rounds) = match std::env::var("HOLDFAST_SEED") {
-        Ok(seed) => (vec![seed.parse().expect("HOLDFAST_SEED is a number")], rounds()),
-        Err(_) => ((0..seed_count()).map(|_| rand::random()).collect(), rounds()),
+    let seeds = match std::env::var("HOLDFAST_SEED") {
+        Ok(seed) => vec![seed.parse().expect("HOLDFAST_SEED is a number")],
+        Err(_) => (0..number("HOLDFAST_SIMULATION_SEEDS", 30)).map(|_| rand::random()).collect(),
     };
+    let rounds = number("HOLDFAST_SIMULATION_ROUNDS", 400);
     let heads = Heads::journal(rounds);
     let mut steps = 0;
     for seed in seeds {
         println!("HOLDFAST_SEED={seed}");
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let mut domain = Domain::new();
         let mut world = World::new(&heads);
-        for _ in 0..rounds {
-            match random.random_range(0..16) {
-                0..=7 => world.push(&domain.transaction(&mut random)),
-                8..=10 => world.begin_grace(),
-                11..=13 => world.end_grace(),
-                14 => world.kill_in(random.random_range(1..200)),
-                _ => world.refuse_index_call_in(random.random_range(1..4)),
-            }
-            if random.random_bool(0.7) {
-                world.apply();
-            }
-        }
-        world.settle();
+        random_schedule(&mut world, seed, rounds);
         steps += world.steps();
     }
     println!("{steps} steps, 0 violations");
+}
+
+/// The checker is worth something: with a rule of the protocol broken on purpose, it finds a violation.
+#[test]
+fn every_mutant_is_found() {
+    const ROUNDS: usize = 400;
+    const SEEDS: u64 = 40;
+    let heads = Heads::journal(ROUNDS);
+    let report = std::panic::take_hook();
+    // Violations are what is looked for here: they are not worth a message each.
+    std::panic::set_hook(Box::new(|_| {}));
+    let survivors: Vec<Mutant> = Mutant::ALL
+        .into_iter()
+        .filter(|mutant| {
+            !(0..SEEDS).any(|seed| {
+                let mut world = World::with_mutant(&heads, Some(*mutant));
+                catch_unwind(AssertUnwindSafe(|| random_schedule(&mut world, seed, ROUNDS))).is_err()
+            })
+        })
+        .collect();
+    std::panic::set_hook(report);
+    assert_eq!(survivors, [], "broken rules that the checker does not notice in {SEEDS} schedules");
+    println!("{} of {} mutants found", Mutant::ALL.len(), Mutant::ALL.len());
+}
+
+fn random_schedule(world: &mut World<'_>, seed: u64, rounds: usize) {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut domain = Domain::new();
+    for _ in 0..rounds {
+        match random.random_range(0..16) {
+            0..=7 => world.push(&domain.transaction(&mut random)),
+            8..=10 => world.begin_grace(),
+            11..=13 => world.end_grace(),
+            14 => world.kill_in(random.random_range(1..200)),
+            _ => world.refuse_index_call_in(random.random_range(1..4)),
+        }
+        if random.random_bool(0.7) {
+            world.apply();
+        }
+    }
+    world.settle();
 }
 
 /// Every crash point of a fixed sequence: killed before each single step, recovered, carried on to the end.
@@ -82,14 +113,6 @@ fn every_crash_point_recovers() {
         assert_eq!(world.kills(), 1, "crash point {point} was not reached");
     }
     println!("crash points covered: {points} of {points}");
-}
-
-fn seed_count() -> usize {
-    number("HOLDFAST_SIMULATION_SEEDS", 30)
-}
-
-fn rounds() -> usize {
-    number("HOLDFAST_SIMULATION_ROUNDS", 400)
 }
 
 fn number(variable: &str, default: usize) -> usize {

@@ -17,7 +17,7 @@ use storage_schema::resource::{Kind, ResourceKey};
 
 use crate::domain::CAPACITIES;
 use crate::oracle::State;
-use crate::tables::{Fate, Killed, SimulatedTables};
+use crate::tables::{Fate, Killed, Mutant, SimulatedTables};
 
 const IDENTITY: Identity = Identity { store_id: StoreId([7; 16]), programs_hash: [9; 32] };
 
@@ -75,10 +75,16 @@ pub(crate) struct World<'h> {
     lsn: Lsn,
     queued: Changes,
     grace: Option<Epoch>,
+    mutant: Option<Mutant>,
 }
 
 impl<'h> World<'h> {
     pub(crate) fn new(heads: &'h Heads) -> Self {
+        Self::with_mutant(heads, None)
+    }
+
+    /// A node whose applier breaks a rule.
+    pub(crate) fn with_mutant(heads: &'h Heads, mutant: Option<Mutant>) -> Self {
         let memory = Rc::new(MemoryTables::new(CAPACITIES));
         let model = Model::default();
         let checker = Rc::new(RefCell::new(Checker {
@@ -100,6 +106,7 @@ impl<'h> World<'h> {
             lsn: Lsn::ZERO,
             queued: Changes::default(),
             grace: None,
+            mutant,
         };
         let applier = Applier::create(world.tables(), &IDENTITY);
         applier.complete();
@@ -154,7 +161,9 @@ impl<'h> World<'h> {
     /// The grace period that is under way ends: programs of epochs before its beginning are gone.
     pub(crate) fn end_grace(&mut self) {
         if let Some(epoch) = self.grace.take() {
-            self.checker.borrow_mut().held.retain(|held, _| *held >= epoch.0);
+            if self.mutant != Some(Mutant::NoGrace) {
+                self.checker.borrow_mut().held.retain(|held, _| *held >= epoch.0);
+            }
             // A refused call is tried again at the next grace period.
             drop(self.run(|applier| applier.quiesce(epoch)));
         }
@@ -251,7 +260,7 @@ impl<'h> World<'h> {
     fn tables(&self) -> SimulatedTables {
         let checker = Rc::clone(&self.checker);
         let scheduler = move |memory: &MemoryTables, index_call: bool| checker.borrow_mut().step(memory, index_call);
-        SimulatedTables { memory: Rc::clone(&self.memory), scheduler: Rc::new(RefCell::new(scheduler)) }
+        SimulatedTables::new(Rc::clone(&self.memory), Rc::new(RefCell::new(scheduler)), self.mutant)
     }
 
     /// `NOTHING_TWICE`: what was applied is not applied again.
