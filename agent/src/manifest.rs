@@ -184,7 +184,7 @@ fn kind_of(shape: &Node, origin: &Origin) -> Result<Kind, ManifestError> {
 fn describe(error: &serde_saphyr::Error) -> String {
     use serde_saphyr::Error;
     match error {
-        Error::InvalidScalar { ty: "u16", .. } => "must be a number from 0 to 65535".to_owned(),
+        Error::InvalidScalar { ty: "u16", .. } => "must be a number from 1 to 65535".to_owned(),
         Error::InvalidScalar { ty: "u32", .. } => format!("must be a number from 0 to {}", u32::MAX),
         Error::Unexpected { expected: "sequence start", .. } => "must be a list".to_owned(),
         Error::Unexpected { expected: "mapping start", .. } => "must be a mapping".to_owned(),

@@ -99,7 +99,7 @@ fn a_value_of_the_wrong_type_is_named() {
     refused(
         "\n\nkind: Service\nname: a/b\nports:\n- port: http\n  targetPort: 80\n---\nkind: Service\nname: a/b\nports: 80\n",
         &expect![[r"
-            m.yaml:6: document 1: ports[0].port: must be a number from 0 to 65535
+            m.yaml:6: document 1: ports[0].port: must be a number from 1 to 65535
             m.yaml:11: document 2: ports: must be a list"]],
     );
 }
@@ -108,7 +108,7 @@ fn a_value_of_the_wrong_type_is_named() {
 fn a_value_out_of_range_is_named() {
     refused(
         "kind: Service\nname: a/b\nports:\n- {port: 80, targetPort: 65536}\n",
-        &expect!["m.yaml:4: document 1: ports[0].targetPort: must be a number from 0 to 65535"],
+        &expect!["m.yaml:4: document 1: ports[0].targetPort: must be a number from 1 to 65535"],
     );
 }
 

@@ -19,11 +19,14 @@
 //! | `receipts` | source, `0xff`, first version (8, big endian) | up to 64 of: version (8), LSN (8), hash (32), wall clock at the append (8) |
 //! | `meta` | `state` | layout (4), schema (4), store id (16), LSN (8), hash (32), digest (16), number of resources (8) |
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
+use std::time::{Duration, Instant};
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use sled::transaction::{ConflictableTransactionError, TransactionError, Transactional, TransactionalTree};
 use sled::{Db, IVec, Tree};
 use storage_schema::codec::{SCHEMA_VERSION, decode_resource};
@@ -489,8 +492,29 @@ fn fold_resource(
     Ok(())
 }
 
+/// How long an earlier sled of this process may take to let go of its file.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// sled gives its file's lock back from threads of its own, a moment after its last handle is gone, and refuses to open a
+/// file that is locked. Nobody else can have it: whoever opens the store holds the journal's own lock.
+fn wait_for_lock(path: &Path) -> io::Result<()> {
+    let file = match File::open(path.join("db")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file?,
+    };
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    while let Err(errno) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        if errno != Errno::WOULDBLOCK || Instant::now() > deadline {
+            return Err(errno.into());
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
 fn open_and_prove(path: &Path, store_id: StoreId, cache_bytes: u64) -> Result<(Db, Trees, State), StoreError> {
     let failed = database(path);
+    wait_for_lock(path).map_err(|source| StoreError::Io { action: "lock", path: path.to_owned(), source })?;
     let damaged = |what| StoreError::Damaged { path: path.to_owned(), what };
     let db = sled::Config::new()
         .path(path)

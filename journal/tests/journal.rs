@@ -41,7 +41,11 @@ fn what_was_acknowledged_is_there_after_reopening() {
 
     let journal = Journal::open(small(&dir)).unwrap();
     let report = journal.open_report();
-    assert_eq!((report.created, report.durable_lsn, report.cut_bytes, report.folded), (false, Lsn(600), 0, 0));
+    assert_eq!(
+        (report.created, report.durable_lsn, report.cut_bytes, report.folded),
+        (false, Lsn(600), 0, 0),
+        "{report:?}"
+    );
     assert_eq!((report.store_rebuilt.as_deref(), report.lost, journal.store_id()), (None, None, store_id));
     let mut next = Lsn::FIRST;
     for record in journal.read_from(Lsn::FIRST).unwrap() {
