@@ -2,6 +2,7 @@
 //! without a restart.
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use api::Level;
@@ -11,7 +12,7 @@ use recovery_tests::requirements::kernel_is_usable;
 use recovery_tests::sandbox::Sandbox;
 use recovery_tests::worker::{Outcome, Worker};
 use recovery_tests::world;
-use rustix::mount::{MountFlags, mount, mount_remount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_remount, unmount};
 use storage_schema::record::{Delta, Origin, Transaction};
 use storage_schema::resource::{Kind, ResourceKey};
 
@@ -30,8 +31,7 @@ fn a_full_disk_refuses_pushes_and_nothing_else() {
         return;
     }
     let sandbox = Sandbox::enter();
-    fs::create_dir(sandbox.state_dir()).expect("a new directory");
-    mount("disk", sandbox.state_dir(), "tmpfs", MountFlags::empty(), SMALL_DISK).expect("root may mount");
+    let disk = Disk::mount(sandbox.state_dir());
     let _server = EchoServer::start(&world::BACKEND_PORTS).expect("free ports in a new namespace");
     let mut worker = Worker::start(&sandbox);
     let agent = Agent::start(&sandbox, &Settings::default());
@@ -54,7 +54,7 @@ fn a_full_disk_refuses_pushes_and_nothing_else() {
     assert_eq!(outcomes.values().sum::<u32>(), 20, "{outcomes:?}");
     assert!(outcomes.keys().all(|outcome| matches!(outcome, Outcome::Reached(_))), "connections go on: {outcomes:?}");
 
-    mount_remount(sandbox.state_dir(), MountFlags::empty(), LARGE_DISK).expect("root may remount");
+    mount_remount(&disk.0, MountFlags::empty(), LARGE_DISK).expect("root may remount");
     let deadline = Instant::now() + Duration::from_secs(30);
     let receipt = loop {
         match push(refused) {
@@ -70,6 +70,26 @@ fn a_full_disk_refuses_pushes_and_nothing_else() {
     let mut agent = Agent::spawn(&sandbox, &Settings::default());
     assert_eq!(agent.wait_ready().expect("the journal is whole").durable_lsn, receipt.lsn);
     agent.kill();
+}
+
+/// A disk of its own for the state directory, unmounted on drop so that the sandbox can remove the directory.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(at: PathBuf) -> Self {
+        fs::create_dir(&at).expect("a new directory");
+        mount("disk", &at, "tmpfs", MountFlags::empty(), SMALL_DISK).expect("root may mount");
+        Self(at)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily: an agent that has just been killed may still have it open.
+        if let Err(errno) = unmount(&self.0, UnmountFlags::DETACH) {
+            eprintln!("cannot unmount {}: {errno}", self.0.display());
+        }
+    }
 }
 
 /// A large transaction that changes nothing: removals of what is not there.
