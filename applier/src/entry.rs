@@ -1,7 +1,7 @@
 //! What a transaction means for the tables: entries by key, without cell numbers.
 //!
 //! Keys are stable names for table entries, made of resource numbers, ports and address families; which cell an entry
-//! lives in is the [`layout`](crate::layout)'s business. Changes say how an entry shall be, not what to do to it, so that
+//! lives in is the `layout`'s business. Changes say how an entry shall be, not what to do to it, so that
 //! merging and applying them again is harmless.
 
 use std::collections::BTreeMap;

@@ -81,7 +81,7 @@ impl SimulatedTables {
             match write {
                 Late::Word(table, word, value) => self.memory.store(table, word, value),
                 Late::Index(key, cell) => {
-                    self.memory.index_insert(&key, cell).expect("there is room for twice as many")
+                    self.memory.index_insert(&key, cell).expect("there is room for twice as many");
                 }
             }
         }
