@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use storage_schema::codec::{encode_record, hash_record};
 use storage_schema::id::{BootId, Lsn, RecordHash, StoreId};
@@ -177,6 +178,7 @@ struct Limits {
     queue_records_max: usize,
     queue_bytes_max: u64,
     group_bytes_max: usize,
+    group_wait: Duration,
     receipts_per_source: usize,
 }
 
@@ -209,6 +211,15 @@ pub(crate) struct Queued {
     outcome: watch::Sender<Outcome>,
 }
 
+/// What the writer sleeps for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sleep {
+    /// A record.
+    Work,
+    /// The end of `group_wait`, or of the group if that comes first.
+    FullGroup,
+}
+
 #[derive(Debug)]
 struct Queue {
     /// The last record that has a number.
@@ -218,8 +229,8 @@ struct Queue {
     segment_bytes: u64,
     offset: u64,
     groups: VecDeque<Queued>,
-    /// The writer sleeps: it has to be woken.
-    idle: bool,
+    /// What the writer sleeps for, if it does.
+    sleep: Option<Sleep>,
     sources: Sources,
     end: Option<End>,
 }
@@ -238,7 +249,7 @@ impl Intake {
             segment_bytes: log.segment_bytes,
             offset: log.offset,
             groups: VecDeque::new(),
-            idle: false,
+            sleep: None,
             sources,
             end: None,
         };
@@ -249,6 +260,7 @@ impl Intake {
                 queue_records_max: config.queue_records_max,
                 queue_bytes_max: config.queue_bytes_max,
                 group_bytes_max: config.group_bytes_max,
+                group_wait: config.group_wait,
                 receipts_per_source: config.receipts_per_source,
             },
             store_id: log.store_id,
@@ -336,7 +348,14 @@ impl Intake {
         let stored_lsn = self.stored.borrow().lsn;
         queue.sources.note(&record.transaction.origin, &known, stored_lsn, self.limits.receipts_per_source);
         self.queued_bytes.fetch_add(frame_bytes(body.len()) as u64, Ordering::AcqRel);
-        let wake = std::mem::take(&mut queue.idle);
+        let wake = match queue.sleep {
+            Some(Sleep::Work) => true,
+            Some(Sleep::FullGroup) => queue.groups.len() > 1,
+            None => false,
+        };
+        if wake {
+            queue.sleep = None;
+        }
         drop(queue);
         if wake {
             self.work.notify_one();
@@ -347,16 +366,21 @@ impl Intake {
     /// The next group for the writer; `None` when the journal is being closed and nothing is left.
     pub(crate) fn next_group(&self) -> Option<Queued> {
         let mut queue = self.lock();
-        loop {
-            if let Some(group) = queue.groups.pop_front() {
-                return Some(group);
-            }
+        while queue.groups.is_empty() {
             if queue.end.is_some() {
                 return None;
             }
-            queue.idle = true;
+            queue.sleep = Some(Sleep::Work);
             queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
+        if !self.limits.group_wait.is_zero() {
+            let gathering = |queue: &mut Queue| queue.groups.len() == 1 && queue.end.is_none();
+            queue.sleep = Some(Sleep::FullGroup);
+            let waited = self.work.wait_timeout_while(queue, self.limits.group_wait, gathering);
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        queue.sleep = None;
+        queue.groups.pop_front()
     }
 
     /// Queues a record with its own times and boot. Invariant: it continues the record before it.

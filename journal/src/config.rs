@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock};
 use crate::disk::{Disk, RealDisk};
@@ -11,6 +12,9 @@ use crate::segment::SEGMENT_BYTES_MIN;
 
 /// No record may be larger: 256 MiB less some room, so that the store can keep a resource of that size.
 const RECORD_BYTES_LIMIT: u64 = (256 << 20) - 4096;
+
+/// Whoever waits longer than this for an ack has other troubles.
+const GROUP_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// How a journal is opened.
 #[derive(Clone, Debug)]
@@ -27,6 +31,9 @@ pub struct Config {
     pub queue_bytes_max: u64,
     /// The largest group that goes to the disk in one write and one fdatasync.
     pub group_bytes_max: usize,
+    /// How long the writer, when it is free, lets a group gather before it takes it to the disk. 0: not at all; records gather
+    /// while it is at the disk with the group before, which makes deep groups under load and costs no ack any time.
+    pub group_wait: Duration,
     /// How much memory sled's page cache may take.
     pub store_cache_bytes: u64,
     /// How many receipts are kept for each source, so that an old push that comes again is recognised.
@@ -51,6 +58,7 @@ impl Config {
             queue_records_max: 4096,
             queue_bytes_max: 32 << 20,
             group_bytes_max: 4 << 20,
+            group_wait: Duration::ZERO,
             store_cache_bytes: 32 << 20,
             receipts_per_source: 4096,
             checkpoint: CheckpointPolicy { records: 100_000, bytes: 64 << 20 },
@@ -80,6 +88,12 @@ impl Config {
         }
         if self.queue_bytes_max == 0 {
             return refuse("queue_bytes_max", "0 lets nothing through".to_owned());
+        }
+        if self.group_bytes_max == 0 {
+            return refuse("group_bytes_max", "0 lets nothing through".to_owned());
+        }
+        if self.group_wait > GROUP_WAIT_MAX {
+            return refuse("group_wait", format!("{:?} is more than {GROUP_WAIT_MAX:?}", self.group_wait));
         }
         if self.checkpoint.records == 0 || self.checkpoint.bytes == 0 {
             return refuse("checkpoint", "0 would make checkpoints all the time".to_owned());

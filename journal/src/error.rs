@@ -36,6 +36,12 @@ pub enum OpenError {
         /// The directory.
         path: PathBuf,
     },
+    /// There is nothing to read.
+    #[error("{path} holds no journal: is it an agent's state directory?", path = path.display())]
+    NoJournal {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The file that names the store is not readable.
     #[error("{path} holds no store id (32 hexadecimal digits); remove it to take the id from the segments", path = path.display())]
     BadIdentity {

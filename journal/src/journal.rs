@@ -22,16 +22,18 @@ use crate::index;
 use crate::keep::{Compacted, Keeper};
 use crate::lock::{Lock, lock_state_dir, read_identity, remove_state_dir, write_identity};
 use crate::read::{EncodedRecord, Library, Records};
+use crate::reader::Reader;
 use crate::resources::Resources;
 use crate::retention::Retention;
 use crate::segment::header::SegmentHeader;
 use crate::segment::open::{LogConfig, OpenLog, open_log, store_id_of_segments};
 use crate::segment::recovery::Damage;
 use crate::segment::write::resume_log;
-use crate::shelf::Shelf;
+use crate::shelf::{CHECKPOINTS_DIR, Shelf};
 use crate::snapshot::{Snapshot, SnapshotError, save};
 use crate::sources::{SourceState, Sources, Standing};
 use crate::state::{State, state_at};
+use crate::stats::{Activity, Stats};
 use crate::store::{Store, StoredResource};
 use crate::verify::{VerifyProgress, VerifyReport, verify_log};
 use crate::watch::RecordStream;
@@ -56,6 +58,7 @@ struct Inner {
     bell: Arc<Bell>,
     stored: watch::Receiver<Stored>,
     keeper: Arc<Keeper>,
+    activity: Arc<Activity>,
     threads: Mutex<Threads>,
     /// Held until everything above is gone.
     _lock: Lock,
@@ -289,6 +292,11 @@ impl Journal {
         Ok(RecordStream::new(self.read_from(first)?, self.durable()))
     }
 
+    /// A reader of the same journal, for those who need no more; it sees what becomes durable.
+    pub fn reader(&self) -> Reader {
+        Reader::of(self.inner.library.clone(), self.inner.config.state_dir.join(CHECKPOINTS_DIR))
+    }
+
     /// The last record at which the wall clock showed `wall_ns` (since 1970-01-01 UTC) or less; the one before the oldest if
     /// there is none. Order is by LSN; should the clock have stepped back, the last moment at which it showed the time counts.
     pub fn lsn_at(&self, wall_ns: u64) -> Result<Lsn, ReadError> {
@@ -381,6 +389,11 @@ impl Journal {
         self.inner.keeper.compact(retention)
     }
 
+    /// What there is, and what the writer has done since the journal was opened.
+    pub fn stats(&self) -> Result<Stats, ReadError> {
+        Ok(Stats { writing: Some(self.inner.activity.stats()), ..self.reader().stats()? })
+    }
+
     /// Bytes that the store takes on disk.
     pub fn store_bytes(&self) -> Result<u64, ReadError> {
         self.inner.shelf.with(|store| Ok(store.size_on_disk()?))
@@ -458,6 +471,7 @@ impl Inner {
             stored: self.stored.clone(),
             bell: Arc::clone(&self.bell),
             preparer,
+            activity: Arc::clone(&self.activity),
         };
         let writer = thread::Builder::new().name("journal-write".to_owned()).spawn(move || writer.run());
         threads.writer = Some(writer.map_err(failed)?);
@@ -513,6 +527,7 @@ fn start(config: Config, dir: std::path::PathBuf, log: OpenLog, running: Running
         busy: Mutex::new(()),
         closing: Default::default(),
     });
+    let activity = Arc::new(Activity::default());
     let preparer = Preparer::start(Arc::clone(&config.disk), dir, config.segment_bytes)
         .map_err(io_error("start a thread for", &config.state_dir))?;
     let writer = Writer {
@@ -522,6 +537,7 @@ fn start(config: Config, dir: std::path::PathBuf, log: OpenLog, running: Running
         stored: stored.clone(),
         bell: Arc::clone(&bell),
         preparer,
+        activity: Arc::clone(&activity),
     };
     let follower =
         Follower { library: library.clone(), shelf: Arc::clone(&shelf), bell: Arc::clone(&bell), stored: stored_tx };
@@ -536,7 +552,7 @@ fn start(config: Config, dir: std::path::PathBuf, log: OpenLog, running: Running
     let threads = Threads { writer: Some(writer), follower: Some(follower), keeper: Some(keeping) };
     let threads = Mutex::new(threads);
     let (intake, durable) = (RwLock::new(intake), durable_tx);
-    Ok(Inner { config, report, intake, durable, library, shelf, bell, stored, keeper, threads, _lock: lock })
+    Ok(Inner { config, report, intake, durable, library, shelf, bell, stored, keeper, activity, threads, _lock: lock })
 }
 
 /// The store id: what the directory says, else what its segments say, else a new one.

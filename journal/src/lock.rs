@@ -46,18 +46,44 @@ pub(crate) fn lock_state_dir(dir: &Path) -> Result<Lock, OpenError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false).mode(0o600);
     let mut file = options.open(&path).map_err(failed("open"))?;
-    match file.try_lock() {
-        Ok(()) => {}
+    let locked = file.try_lock();
+    held(&mut file, locked, dir)?;
+    write_pid(&mut file).map_err(failed("write"))?;
+    Ok(Lock { file })
+}
+
+/// Takes the lock of a directory that is only read; `None` if it has no lock file, as a copy may have none.
+pub(crate) fn lock_for_reading(dir: &Path) -> Result<Option<Lock>, OpenError> {
+    let path = dir.join(LOCK_FILE);
+    let failed = |source| OpenError::Io { action: "open", path: path.clone(), source };
+    if let Ok(mut file) = OpenOptions::new().read(true).write(true).open(&path) {
+        let locked = file.try_lock();
+        held(&mut file, locked, dir)?;
+        write_pid(&mut file).map_err(failed)?;
+        return Ok(Some(Lock { file }));
+    }
+    // Perhaps the directory cannot be written to.
+    let mut file = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.map_err(failed)?,
+    };
+    let locked = file.try_lock_shared();
+    held(&mut file, locked, dir)?;
+    Ok(Some(Lock { file }))
+}
+
+/// Names the holder of a lock that could not be taken.
+fn held(file: &mut File, locked: Result<(), TryLockError>, dir: &Path) -> Result<(), OpenError> {
+    match locked {
+        Ok(()) => Ok(()),
         Err(TryLockError::WouldBlock) => {
             let mut text = String::new();
             // Who holds it may be about to write this: an unreadable text is no other error.
             let _ = file.read_to_string(&mut text);
-            return Err(OpenError::InUse { path: dir.to_owned(), pid: text.trim().parse().unwrap_or_default() });
+            Err(OpenError::InUse { path: dir.to_owned(), pid: text.trim().parse().unwrap_or_default() })
         }
-        Err(TryLockError::Error(source)) => return Err(failed("lock")(source)),
+        Err(TryLockError::Error(source)) => Err(OpenError::Io { action: "lock", path: dir.join(LOCK_FILE), source }),
     }
-    write_pid(&mut file).map_err(failed("write"))?;
-    Ok(Lock { file })
 }
 
 fn write_pid(file: &mut File) -> io::Result<()> {

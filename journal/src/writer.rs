@@ -13,6 +13,7 @@ use crate::disk::Disk;
 use crate::durable::{Durable, Head};
 use crate::follow::{Bell, Stored};
 use crate::segment::write::{Group, Prepared, SegmentWriter, prepare_segment};
+use crate::stats::Activity;
 
 /// The thread's work.
 pub(crate) struct Writer {
@@ -22,6 +23,7 @@ pub(crate) struct Writer {
     pub(crate) stored: watch::Receiver<Stored>,
     pub(crate) bell: Arc<Bell>,
     pub(crate) preparer: Preparer,
+    pub(crate) activity: Arc<Activity>,
 }
 
 impl Writer {
@@ -30,10 +32,13 @@ impl Writer {
         while let Some(queued) = self.intake.next_group() {
             let group = &queued.group;
             let prepared = group.opens.as_ref().and_then(|new| self.preparer.take(new.bytes));
-            if let Err(failure) = self.segments.write(group, prepared) {
-                tracing::error!(%failure, "the journal accepts nothing any more");
-                self.intake.give_up(&queued, failure);
-                return;
+            match self.segments.write(group, prepared) {
+                Ok(sync) => self.activity.note(group, sync),
+                Err(failure) => {
+                    tracing::error!(%failure, "the journal accepts nothing any more");
+                    self.intake.give_up(&queued, failure);
+                    return;
+                }
             }
             fail::fail_point!("journal.ack.before");
             // The head moves before the acks go out: who has an ack and asks for the head must find itself in it.

@@ -68,35 +68,67 @@ pub fn store_id_of_segments(disk: &dyn Disk, dir: &Path) -> io::Result<Option<St
 /// Opens the log, creating it if there is none.
 pub fn open_log(config: &LogConfig) -> Result<OpenLog, OpenError> {
     let LogConfig { disk, dir, store_id, .. } = config;
-    let found = list_segments(&**disk, dir).map_err(io_at("list", dir))?;
     remove_unnamed(&**disk, dir).map_err(io_at("clean up", dir))?;
-    let Some(last) = found.last() else { return create_log(config) };
-
-    let mut segments: Vec<Arc<Segment>> = Vec::with_capacity(found.len());
-    let mut header = None;
-    for first_lsn in &found {
-        let path = segment_path(dir, *first_lsn);
-        let next = read_header(&**disk, &path, *first_lsn, *store_id)?;
-        if let Some(before) = segments.last() {
-            check_closed(&**disk, before, &next)?;
-        }
-        let end = SEGMENT_HEADER_BYTES as u64;
-        segments.push(Arc::new(Segment::new(path, *first_lsn, next.previous_hash, next.created_wall_ns, end)));
-        header = Some(next);
+    let Some(Found { segments, header, spare }) = find_segments(&**disk, dir, *store_id)? else {
+        return create_log(config);
+    };
+    for segment in spare {
+        let path = &segment.path;
+        let file = disk.open(path).map_err(io_at("open", path))?;
+        file.set_len(segment.end()).map_err(io_at("trim", path))?;
     }
-    let header = header.expect("there is a last segment");
-    let path = segment_path(dir, *last);
-    let file: Arc<dyn DiskFile> = disk.open(&path).map_err(io_at("open", &path))?.into();
     let segment = segments.last().expect("there is a last segment");
-    let tail = find_tail(&file, segment, &header).map_err(|error| error.at(&path))?;
-    let cut_bytes = settle(&*file, &tail).map_err(io_at("recover", &path))?;
+    let path = &segment.path;
+    let file: Arc<dyn DiskFile> = disk.open(path).map_err(io_at("open", path))?.into();
+    let tail = find_tail(&file, segment, &header).map_err(|error| error.at(path))?;
+    let cut_bytes = settle(&*file, &tail).map_err(io_at("recover", path))?;
     segment.set_end(tail.end);
-    let segment_bytes = file.len().map_err(io_at("measure", &path))?;
+    let segment_bytes = file.len().map_err(io_at("measure", path))?;
 
     let catalogue = Arc::new(Catalogue::new(segments));
     let writer = SegmentWriter::new(Arc::clone(disk), dir.clone(), Arc::clone(&catalogue), file);
     let Tail { head, finding, .. } = tail;
     Ok(OpenLog { catalogue, writer, head, header, segment_bytes, created: false, finding, cut_bytes })
+}
+
+/// Opens the log for reading alone: it changes nothing on the disk. The records of the last group count as durable, though the
+/// process that wrote them may have ended before its sync. `None` if there is no log.
+pub fn read_log(disk: &dyn Disk, dir: &Path, store_id: StoreId) -> Result<Option<(Arc<Catalogue>, Head)>, OpenError> {
+    let Some(Found { segments, header, .. }) = find_segments(disk, dir, store_id)? else { return Ok(None) };
+    let segment = segments.last().expect("there is a last segment");
+    let path = &segment.path;
+    let file: Arc<dyn DiskFile> = disk.open_read(path).map_err(io_at("open", path))?.into();
+    let tail = find_tail(&file, segment, &header).map_err(|error| error.at(path))?;
+    segment.set_end(tail.end);
+    Ok(Some((Arc::new(Catalogue::new(segments)), tail.head)))
+}
+
+/// The segments of a log, their headers checked against each other.
+struct Found {
+    /// Oldest first, at least one; all but the last know where they end.
+    segments: Vec<Arc<Segment>>,
+    /// The header of the last.
+    header: SegmentHeader,
+    /// Those that are longer than they need to be.
+    spare: Vec<Arc<Segment>>,
+}
+
+fn find_segments(disk: &dyn Disk, dir: &Path, store_id: StoreId) -> Result<Option<Found>, OpenError> {
+    let (mut segments, mut spare): (Vec<Arc<Segment>>, _) = (Vec::new(), Vec::new());
+    let mut header = None;
+    for first_lsn in list_segments(disk, dir).map_err(io_at("list", dir))? {
+        let path = segment_path(dir, first_lsn);
+        let next = read_header(disk, &path, first_lsn, store_id)?;
+        if let Some(before) = segments.last()
+            && check_closed(disk, before, &next)?
+        {
+            spare.push(Arc::clone(before));
+        }
+        let end = SEGMENT_HEADER_BYTES as u64;
+        segments.push(Arc::new(Segment::new(path, first_lsn, next.previous_hash, next.created_wall_ns, end)));
+        header = Some(next);
+    }
+    Ok(header.map(|header| Found { segments, header, spare }))
 }
 
 fn create_log(config: &LogConfig) -> Result<OpenLog, OpenError> {
@@ -168,24 +200,21 @@ pub fn read_header(
     Ok(header)
 }
 
-/// Checks a closed segment against its successor's header, gives back its spare bytes and notes where it ends.
-fn check_closed(disk: &dyn Disk, segment: &Segment, successor: &SegmentHeader) -> Result<(), OpenError> {
+/// Checks a closed segment against its successor's header and notes where it ends. Whether it has spare bytes.
+fn check_closed(disk: &dyn Disk, segment: &Segment, successor: &SegmentHeader) -> Result<bool, OpenError> {
     let path = &segment.path;
     let damaged = |damage| Err(OpenError::Damaged { path: path.clone(), damage });
     if successor.previous_first != segment.first_lsn {
         return damaged(Damage::Gap { expected: successor.previous_first, found: successor.first_lsn });
     }
-    let file = disk.open(path).map_err(io_at("open", path))?;
+    let file = disk.open_read(path).map_err(io_at("open", path))?;
     let bytes = file.len().map_err(io_at("measure", path))?;
     let end = successor.previous_end;
     if bytes < end || end < SEGMENT_HEADER_BYTES as u64 {
         return damaged(Damage::Truncated { first_lsn: segment.first_lsn, bytes, bytes_expected: end });
     }
-    if bytes > end {
-        file.set_len(end).map_err(io_at("trim", path))?;
-    }
     segment.set_end(end);
-    Ok(())
+    Ok(bytes > end)
 }
 
 /// The end of the last segment.

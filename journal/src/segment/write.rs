@@ -6,6 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use storage_schema::id::{Lsn, RecordHash};
 
@@ -83,9 +84,9 @@ impl SegmentWriter {
         Self { disk, dir, catalogue, segment, file }
     }
 
-    /// Writes a group and makes it durable. Invariant: after `Ok` no power cut takes it back. After an error the writer must
+    /// Writes a group and makes it durable; returns how long the sync took. Invariant: after `Ok` no power cut takes it back. After an error the writer must
     /// not be used again: what it wrote since the last good sync may be lost, whatever reads show.
-    pub fn write(&mut self, group: &Group, prepared: Option<Prepared>) -> Result<(), WriteFailure> {
+    pub fn write(&mut self, group: &Group, prepared: Option<Prepared>) -> Result<Duration, WriteFailure> {
         if let Some(new) = &group.opens {
             self.open_segment(new, prepared)?;
         }
@@ -95,10 +96,12 @@ impl SegmentWriter {
             move |source| WriteFailure { action, lsn, path, source }
         };
         write_frames(&*self.file, group).map_err(failure("write"))?;
+        let written = Instant::now();
         sync_frames(&*self.file).map_err(failure("fdatasync"))?;
+        let sync = written.elapsed();
         self.segment.remember(group.first_lsn, group.offset);
         self.segment.set_end(group.offset + group.frames.len() as u64);
-        Ok(())
+        Ok(sync)
     }
 
     fn open_segment(&mut self, new: &NewSegment, prepared: Option<Prepared>) -> Result<(), WriteFailure> {
