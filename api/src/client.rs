@@ -11,10 +11,13 @@ use storage_schema::id::{Lsn, RecordHash};
 use storage_schema::record::Transaction;
 use storage_schema::resource::{Kind, ResourceKey};
 use tokio::net::UnixStream;
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::convert::{Path as FieldPath, decode_resource, encode_key, encode_kind, encode_transaction};
+use crate::journal::{EncodedRecord, JournalError, RecordsQuery, encode_query};
+use crate::proto::journal_service_client::JournalServiceClient;
 use crate::proto::push_service_client::PushServiceClient;
 use crate::proto::resource_service_client::ResourceServiceClient;
 use crate::proto::status_service_client::StatusServiceClient;
@@ -25,6 +28,9 @@ use crate::{Level, MESSAGE_BYTES_MAX, Receipt, Stored, WAIT_TIMEOUT_MAX, proto};
 
 /// How long a call may take: longer than any wait that a server grants, so that it only ends calls to one that hangs.
 const ANSWER_TIMEOUT: Duration = WAIT_TIMEOUT_MAX.saturating_add(Duration::from_secs(15));
+
+/// A record may be larger than a push: what was one transaction then may have been read from a file.
+const RECORD_MESSAGE_BYTES_MAX: usize = 256 << 20;
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +47,9 @@ pub enum ClientError {
     /// The agent did not accept the transaction.
     #[error(transparent)]
     Rejected(#[from] Rejection),
+    /// The journal could not be read.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// The request is larger than the agent accepts. Nothing was sent.
     #[error("the request has {bytes} bytes: at most {MESSAGE_BYTES_MAX} are accepted; split it")]
     TooLarge {
@@ -169,6 +178,74 @@ impl Client {
         Ok(decode_status(answer.into_inner())?)
     }
 
+    /// The records that a query names, as they come.
+    pub async fn records(
+        &self,
+        query: &RecordsQuery,
+    ) -> Result<impl Stream<Item = Result<Vec<EncodedRecord>, ClientError>> + Send + use<>, ClientError> {
+        let answer = self.journal_client().read_records(encode_query(query)).await;
+        let client = self.clone();
+        Ok(answer.map_err(|status| self.error(&status))?.into_inner().map(move |batch| {
+            let record =
+                |record: proto::EncodedRecord| EncodedRecord { lsn: Lsn(record.lsn), encoded: record.bytes.into() };
+            let batch = batch.map_err(|status| client.error(&status))?;
+            Ok(batch.encoded.into_iter().map(record).collect())
+        }))
+    }
+
+    /// How much journal there is.
+    pub async fn journal_stats(&self) -> Result<proto::GetJournalStatsResponse, ClientError> {
+        let answer = self.journal_client().get_journal_stats(proto::GetJournalStatsRequest {}).await;
+        Ok(answer.map_err(|status| self.error(&status))?.into_inner())
+    }
+
+    /// Has the agent verify its journal; `progress` is told how far it is.
+    pub async fn verify_journal(
+        &self,
+        mut progress: impl FnMut(proto::VerifyProgress),
+    ) -> Result<proto::VerifyReport, ClientError> {
+        use proto::verify_journal_response::Step;
+        let answer = self.journal_client().verify_journal(proto::VerifyJournalRequest {}).await;
+        let mut steps = answer.map_err(|status| self.error(&status))?.into_inner();
+        while let Some(message) = steps.message().await.map_err(|status| self.error(&status))? {
+            match message.step {
+                Some(Step::Progress(step)) => progress(step),
+                Some(Step::Report(report)) => return Ok(report),
+                None => {}
+            }
+        }
+        Err(ClientError::UnreadableAnswer { what: "it ended without a report".to_owned() })
+    }
+
+    /// Has the agent make a checkpoint.
+    pub async fn create_checkpoint(&self) -> Result<proto::Checkpoint, ClientError> {
+        let answer = self.journal_client().create_checkpoint(proto::CreateCheckpointRequest {}).await;
+        Ok(answer.map_err(|status| self.error(&status))?.into_inner().checkpoint.unwrap_or_default())
+    }
+
+    /// Has the agent make a checkpoint and let go what is not to be kept.
+    pub async fn compact_journal(
+        &self,
+        request: proto::CompactJournalRequest,
+    ) -> Result<proto::CompactJournalResponse, ClientError> {
+        let answer = self.journal_client().compact_journal(request).await;
+        Ok(answer.map_err(|status| self.error(&status))?.into_inner())
+    }
+
+    /// The whole journal as a file, chunk by chunk.
+    pub async fn save_snapshot(
+        &self,
+    ) -> Result<impl Stream<Item = Result<Vec<u8>, ClientError>> + Send + use<>, ClientError> {
+        let answer = self.journal_client().save_snapshot(proto::SaveSnapshotRequest {}).await;
+        let client = self.clone();
+        let chunks = answer.map_err(|status| self.error(&status))?.into_inner();
+        Ok(chunks.map(move |message| message.map(|message| message.chunk).map_err(|status| client.error(&status))))
+    }
+
+    fn journal_client(&self) -> JournalServiceClient<Channel> {
+        JournalServiceClient::new(self.channel.clone()).max_decoding_message_size(RECORD_MESSAGE_BYTES_MAX)
+    }
+
     fn resources_client(&self) -> ResourceServiceClient<Channel> {
         ResourceServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
@@ -176,6 +253,9 @@ impl Client {
     fn error(&self, status: &tonic::Status) -> ClientError {
         if let Some(rejection) = Rejection::from_status(status) {
             return rejection.into();
+        }
+        if let Some(error) = JournalError::from_status(status) {
+            return error.into();
         }
         let broken = status.source().is_some() && matches!(status.code(), Code::Unavailable | Code::Unknown);
         match status.code() {

@@ -4,6 +4,7 @@
 //!   generated from it.
 //! * [`convert`]: between messages and `storage-schema`, with the path of every field that is wrong.
 //! * [`server`]: tonic over a unix socket ([`socket`]), in front of anything that is a [`server::Backend`].
+//! * [`journal`]: reading the journal through it.
 //! * [`client`]: the other end, which speaks `storage-schema` types.
 //!
 //! Architecture invariant: `api` knows neither journal nor maps. Whether a transaction fits the state is decided behind
@@ -13,6 +14,7 @@
 
 pub mod client;
 pub mod convert;
+pub mod journal;
 pub mod rejection;
 pub mod server;
 pub mod socket;

@@ -6,18 +6,23 @@
 
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use storage_schema::id::Lsn;
 use storage_schema::record::Transaction;
 use storage_schema::resource::{Kind, ResourceKey};
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status as RpcStatus};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use tower::limit::GlobalConcurrencyLimitLayer;
 
 use crate::convert::{Path, decode_key, decode_kind, decode_transaction, encode_resource};
+use crate::journal::{EncodedRecord, JournalError, RecordsQuery, decode_query, encode_batch};
+use crate::proto::journal_service_server::{JournalService, JournalServiceServer};
 use crate::proto::push_service_server::{PushService, PushServiceServer};
 use crate::proto::resource_service_server::{ResourceService, ResourceServiceServer};
 use crate::proto::status_service_server::{StatusService, StatusServiceServer};
@@ -25,6 +30,9 @@ use crate::rejection::{Rejection, Violation, Violations};
 use crate::socket::Socket;
 use crate::status::{Status, encode_status};
 use crate::{Level, MESSAGE_BYTES_MAX, Receipt, Stored, WAIT_TIMEOUT_DEFAULT, WAIT_TIMEOUT_MAX, proto};
+
+/// What a backend tells bit by bit. It ends when the receiver is dropped.
+pub type Flow<T> = mpsc::Receiver<Result<T, JournalError>>;
 
 /// What stands behind the API: journal and applier in the agent, a fake in tests.
 ///
@@ -46,6 +54,32 @@ pub trait Backend: Send + Sync + 'static {
         after: Option<String>,
         limit: usize,
     ) -> impl Future<Output = Result<Read<Vec<Stored>>, Unreadable>> + Send;
+
+    /// Records, in order, some at a time; of a query that follows, without end.
+    fn records(
+        &self,
+        query: RecordsQuery,
+    ) -> impl Future<Output = Result<Flow<Vec<EncodedRecord>>, JournalError>> + Send;
+
+    /// How much journal there is.
+    fn journal_stats(&self) -> impl Future<Output = Result<proto::GetJournalStatsResponse, JournalError>> + Send;
+
+    /// Verifies the journal: progress, then a report.
+    fn verify_journal(
+        &self,
+    ) -> impl Future<Output = Result<Flow<proto::verify_journal_response::Step>, JournalError>> + Send;
+
+    /// Makes a checkpoint.
+    fn checkpoint(&self) -> impl Future<Output = Result<proto::Checkpoint, JournalError>> + Send;
+
+    /// Makes a checkpoint, and lets go what is not to be kept.
+    fn compact(
+        &self,
+        request: proto::CompactJournalRequest,
+    ) -> impl Future<Output = Result<proto::CompactJournalResponse, JournalError>> + Send;
+
+    /// The journal as a file, chunk by chunk.
+    fn snapshot(&self) -> impl Future<Output = Result<Flow<Vec<u8>>, JournalError>> + Send;
 
     /// The agent's condition.
     fn status(&self) -> impl Future<Output = Status> + Send;
@@ -75,7 +109,9 @@ pub struct Limits {
     pub requests_max: usize,
     /// Requests in flight on one connection; more wait.
     pub requests_per_connection_max: usize,
-    /// How long a request may take altogether. Longer than [`WAIT_TIMEOUT_MAX`], so that receipts are not lost.
+    /// Streams that are open at a time; one more is refused.
+    pub streams_max: usize,
+    /// How long a request may take altogether, of one that streams its answer until the first of it. Longer than [`WAIT_TIMEOUT_MAX`], so that receipts are not lost.
     pub request_timeout: Duration,
 }
 
@@ -84,6 +120,7 @@ impl Default for Limits {
         Self {
             requests_max: 1024,
             requests_per_connection_max: 128,
+            streams_max: 64,
             request_timeout: WAIT_TIMEOUT_MAX + Duration::from_secs(10),
         }
     }
@@ -103,9 +140,10 @@ pub async fn serve<B: Backend>(
 ) -> Result<(), ServeError> {
     let (listener, _file) = socket.into_parts();
     let listener = tokio::net::UnixListener::from_std(listener).map_err(ServeError::Listen)?;
-    let handler = Handler { backend };
+    let handler = Handler { backend, streams: Arc::new(Semaphore::new(limits.streams_max)) };
     let push = PushServiceServer::new(handler.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let resource = ResourceServiceServer::new(handler.clone()).max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let journal = JournalServiceServer::new(handler.clone());
     let status = StatusServiceServer::new(handler);
     tonic::transport::Server::builder()
         .timeout(limits.request_timeout)
@@ -116,6 +154,7 @@ pub async fn serve<B: Backend>(
         .add_service(push)
         .add_service(resource)
         .add_service(status)
+        .add_service(journal)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
         .await
         .map_err(ServeError::Serve)
@@ -134,13 +173,40 @@ pub enum ServeError {
 
 struct Handler<B> {
     backend: Arc<B>,
+    streams: Arc<Semaphore>,
 }
 
 impl<B> Clone for Handler<B> {
     fn clone(&self) -> Self {
-        Self { backend: Arc::clone(&self.backend) }
+        Self { backend: Arc::clone(&self.backend), streams: Arc::clone(&self.streams) }
     }
 }
+
+impl<B> Handler<B> {
+    fn stream(&self) -> Result<OwnedSemaphorePermit, JournalError> {
+        let permit = Arc::clone(&self.streams).try_acquire_owned();
+        permit.map_err(|_| JournalError::Busy("too many streams are open: try again later".to_owned()))
+    }
+}
+
+/// Passes on what a backend tells, for as long as the client listens.
+fn passed_on<T, M>(
+    permit: OwnedSemaphorePermit,
+    flow: Flow<T>,
+    encode: impl Fn(T) -> Result<M, RpcStatus> + Send + 'static,
+) -> Messages<M>
+where
+    T: Send + 'static,
+    M: Send + 'static,
+{
+    let flow = ReceiverStream::new(flow);
+    Box::pin(flow.map(move |step| {
+        let _held = &permit;
+        encode(step.map_err(|error| error.to_status())?)
+    }))
+}
+
+type Messages<M> = Pin<Box<dyn Stream<Item = Result<M, RpcStatus>> + Send>>;
 
 #[tonic::async_trait]
 impl<B: Backend> PushService for Handler<B> {
@@ -211,6 +277,64 @@ impl<B: Backend> StatusService for Handler<B> {
         _request: Request<proto::GetStatusRequest>,
     ) -> Result<Response<proto::GetStatusResponse>, RpcStatus> {
         Ok(Response::new(encode_status(self.backend.status().await)))
+    }
+}
+
+#[tonic::async_trait]
+impl<B: Backend> JournalService for Handler<B> {
+    type ReadRecordsStream = Messages<proto::ReadRecordsResponse>;
+    type VerifyJournalStream = Messages<proto::VerifyJournalResponse>;
+    type SaveSnapshotStream = Messages<proto::SaveSnapshotResponse>;
+
+    async fn read_records(
+        &self,
+        request: Request<proto::ReadRecordsRequest>,
+    ) -> Result<Response<Self::ReadRecordsStream>, RpcStatus> {
+        let (query, encoded) = decode_query(request.into_inner()).map_err(|rejection| rejection.to_status())?;
+        let permit = self.stream().map_err(|error| error.to_status())?;
+        let flow = self.backend.records(query).await.map_err(|error| error.to_status())?;
+        Ok(Response::new(passed_on(permit, flow, move |records| encode_batch(records, encoded))))
+    }
+
+    async fn get_journal_stats(
+        &self,
+        _request: Request<proto::GetJournalStatsRequest>,
+    ) -> Result<Response<proto::GetJournalStatsResponse>, RpcStatus> {
+        self.backend.journal_stats().await.map(Response::new).map_err(|error| error.to_status())
+    }
+
+    async fn verify_journal(
+        &self,
+        _request: Request<proto::VerifyJournalRequest>,
+    ) -> Result<Response<Self::VerifyJournalStream>, RpcStatus> {
+        let permit = self.stream().map_err(|error| error.to_status())?;
+        let flow = self.backend.verify_journal().await.map_err(|error| error.to_status())?;
+        let message = |step| Ok(proto::VerifyJournalResponse { step: Some(step) });
+        Ok(Response::new(passed_on(permit, flow, message)))
+    }
+
+    async fn create_checkpoint(
+        &self,
+        _request: Request<proto::CreateCheckpointRequest>,
+    ) -> Result<Response<proto::CreateCheckpointResponse>, RpcStatus> {
+        let checkpoint = self.backend.checkpoint().await.map_err(|error| error.to_status())?;
+        Ok(Response::new(proto::CreateCheckpointResponse { checkpoint: Some(checkpoint) }))
+    }
+
+    async fn compact_journal(
+        &self,
+        request: Request<proto::CompactJournalRequest>,
+    ) -> Result<Response<proto::CompactJournalResponse>, RpcStatus> {
+        self.backend.compact(request.into_inner()).await.map(Response::new).map_err(|error| error.to_status())
+    }
+
+    async fn save_snapshot(
+        &self,
+        _request: Request<proto::SaveSnapshotRequest>,
+    ) -> Result<Response<Self::SaveSnapshotStream>, RpcStatus> {
+        let permit = self.stream().map_err(|error| error.to_status())?;
+        let flow = self.backend.snapshot().await.map_err(|error| error.to_status())?;
+        Ok(Response::new(passed_on(permit, flow, |chunk| Ok(proto::SaveSnapshotResponse { chunk }))))
     }
 }
 

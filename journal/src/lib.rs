@@ -73,6 +73,7 @@ mod reader;
 mod resources;
 mod retention;
 pub mod segment;
+mod select;
 mod shelf;
 #[cfg(all(test, feature = "simulation"))]
 mod simulation;
@@ -100,6 +101,7 @@ pub use read::{EncodedRecord, Records};
 pub use reader::Reader;
 pub use resources::Resources;
 pub use retention::{CheckpointPolicy, Retention};
+pub use select::{Filter, Selection};
 pub use snapshot::{Snapshot, SnapshotError, restore};
 pub use sources::SourceState;
 pub use state::State;

@@ -18,6 +18,7 @@ use crate::index;
 use crate::lock::{Lock, lock_for_reading, read_identity};
 use crate::read::{EncodedRecord, Library};
 use crate::segment::open::{read_log, store_id_of_segments};
+use crate::select::{Filter, Selection};
 use crate::shelf::CHECKPOINTS_DIR;
 use crate::state::{State, state_at};
 use crate::stats::Stats;
@@ -78,6 +79,11 @@ impl Reader {
     ) -> Result<impl Iterator<Item = Result<EncodedRecord, ReadError>> + Send + use<>, ReadError> {
         let mut records = self.library.read_from(first)?;
         Ok(std::iter::from_fn(move || records.next_encoded().map(|record| record.map(Durable::into_inner))))
+    }
+
+    /// The records from `first` to `last` (inclusive) that `filter` chooses.
+    pub fn select(&self, first: Lsn, last: Lsn, filter: Filter) -> Result<Selection, ReadError> {
+        Selection::new(self, first, last.min(self.durable_lsn()), filter)
     }
 
     /// One record, as it is stored.

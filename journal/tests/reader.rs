@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use journal::Disk as _;
-use journal::{Config, Histogram, Journal, OpenError, ReadError, Reader, RealDisk};
+use journal::{Config, Filter, Histogram, Journal, OpenError, ReadError, Reader, RealDisk, Selection};
 use sample::{service, transaction, upsert};
 use storage_schema::id::Lsn;
+use storage_schema::record::Delta;
 use storage_schema::resource::{Kind, ResourceKey};
 
 fn config(dir: &Path) -> Config {
@@ -79,6 +80,62 @@ fn a_stopped_journal_is_read_and_not_changed() {
     assert!(stats.segments > 1 && stats.writing.is_none());
     drop(reader);
     assert!(files(&dir.path().join("journal")) == before, "reading changed a file");
+}
+
+#[test]
+fn records_are_chosen_by_source_kind_and_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::open(config(dir.path())).unwrap();
+    let mut expected = Vec::new();
+    for number in 1..=900_u64 {
+        let source = if number % 3 == 0 { "three" } else { "other" };
+        let name = format!("shop/svc-{}", number % 7);
+        let delta = if number % 5 == 0 {
+            Delta::Remove(ResourceKey::new(Kind::Workload, &*name))
+        } else {
+            upsert(service(&name))
+        };
+        let kind = delta.key().kind;
+        expected.push((Lsn(number), source, kind, name));
+        let permit = journal.blocking_reserve().unwrap();
+        let submitted = permit.submit(transaction(source, Some(number), vec![delta])).unwrap();
+        if number == 900 {
+            submitted.ack.blocking_wait().unwrap();
+        }
+    }
+    let reader = journal.reader();
+    assert!(reader.stats().unwrap().segments > 1, "indexes are used");
+    let (three, name) = (Some("three".to_owned()), Some("shop/svc-4".to_owned()));
+    let filters = [
+        Filter::default(),
+        Filter { source: three.clone(), ..Filter::default() },
+        Filter { kind: Some(Kind::Workload), ..Filter::default() },
+        Filter { name: name.clone(), ..Filter::default() },
+        Filter { kind: Some(Kind::Service), name: name.clone(), ..Filter::default() },
+        Filter { source: three, kind: Some(Kind::Workload), name },
+        Filter { name: Some("nobody".to_owned()), ..Filter::default() },
+    ];
+    for filter in filters {
+        for (first, last) in [(1, 900), (100, 777), (500, 499), (899, 5000)] {
+            let wanted: Vec<Lsn> = expected
+                .iter()
+                .filter(|(lsn, source, kind, name)| {
+                    (Lsn(first)..=Lsn(last)).contains(lsn)
+                        && filter.source.as_deref().is_none_or(|wanted| wanted == *source)
+                        && filter.kind.is_none_or(|wanted| wanted == *kind)
+                        && filter.name.as_ref().is_none_or(|wanted| wanted == name)
+                })
+                .map(|(lsn, ..)| *lsn)
+                .collect();
+            let select = || reader.select(Lsn(first), Lsn(last), filter.clone()).unwrap();
+            let lsns = |selection: Selection| selection.map(|record| record.unwrap().lsn).collect::<Vec<_>>();
+            assert_eq!(lsns(select()), wanted, "{filter:?} {first}..={last}");
+            for count in [0, 1, 5, 10_000] {
+                let tail = &wanted[wanted.len().saturating_sub(count)..];
+                assert_eq!(lsns(select().last(count).unwrap()), tail, "{filter:?} {first}..={last}, last {count}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,218 @@
+//! Reading the journal over the API: which records, and what can be in the way.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use storage_schema::codec::{DecodeError, decode_record, hash_record};
+use storage_schema::id::{Lsn, RecordHash};
+use storage_schema::record::Record;
+use storage_schema::resource::Kind;
+use tonic::Code;
+use tonic::codegen::Bytes;
+
+use crate::convert::{Path, decode_kind, encode_kind, encode_transaction};
+use crate::proto;
+use crate::rejection::{Rejection, Violation, Violations};
+
+/// The most records that [`RecordsQuery::last`] may ask for.
+pub const LAST_MAX: u32 = 100_000;
+
+/// A place in the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// A record.
+    Lsn(Lsn),
+    /// A time of the wall clock, nanoseconds since 1970-01-01 UTC.
+    Time(u64),
+}
+
+/// Which records of the journal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecordsQuery {
+    /// The first one, `None`: the oldest; of a time: the first that is not older.
+    pub from: Option<Position>,
+    /// The last one, itself included, `None`: the last there is; of a time: the last that is not younger.
+    pub to: Option<Position>,
+    /// Only what this source pushed.
+    pub source: Option<String>,
+    /// Only what changed a resource of this kind.
+    pub kind: Option<Kind>,
+    /// Only what changed a resource of this name.
+    pub name: Option<String>,
+    /// Only the last so many, at most [`LAST_MAX`].
+    pub last: Option<u32>,
+    /// Goes on with what is appended from now on.
+    pub follow: bool,
+}
+
+/// A record as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EncodedRecord {
+    /// Its number.
+    pub lsn: Lsn,
+    /// A schema version and an archive: for `storage_schema::codec`.
+    pub encoded: Bytes,
+}
+
+impl EncodedRecord {
+    /// The record.
+    pub fn decode(&self) -> Result<Record, DecodeError> {
+        decode_record(&self.encoded)
+    }
+
+    /// Its hash.
+    pub fn hash(&self) -> RecordHash {
+        hash_record(&self.encoded)
+    }
+}
+
+/// Why the journal could not be read or kept.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JournalError {
+    /// What was asked for is not there: let go by retention, or not appended yet.
+    #[error("{0}")]
+    OutOfRange(String),
+    /// The request contradicts itself.
+    #[error("{0}")]
+    Invalid(String),
+    /// It is read by too many already.
+    #[error("{0}")]
+    Busy(String),
+    /// Something that was acknowledged cannot be read any more.
+    #[error("{0}")]
+    Damaged(String),
+    /// Something else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl JournalError {
+    pub(crate) fn to_status(&self) -> tonic::Status {
+        let code = match self {
+            Self::OutOfRange(_) => Code::OutOfRange,
+            Self::Invalid(_) => Code::InvalidArgument,
+            Self::Busy(_) => Code::ResourceExhausted,
+            Self::Damaged(_) => Code::DataLoss,
+            Self::Failed(_) => Code::Internal,
+        };
+        tonic::Status::new(code, self.to_string())
+    }
+
+    pub(crate) fn from_status(status: &tonic::Status) -> Option<Self> {
+        let message = status.message().to_owned();
+        match status.code() {
+            Code::OutOfRange => Some(Self::OutOfRange(message)),
+            Code::DataLoss => Some(Self::Damaged(message)),
+            Code::ResourceExhausted => Some(Self::Busy(message)),
+            _ => None,
+        }
+    }
+}
+
+pub(crate) fn encode_query(query: &RecordsQuery) -> proto::ReadRecordsRequest {
+    let position = |position| {
+        use proto::position::Position as Encoded;
+        let encoded = match position {
+            Position::Lsn(lsn) => Encoded::Lsn(lsn.0),
+            Position::Time(wall_ns) => Encoded::Time(encode_time(wall_ns)),
+        };
+        proto::Position { position: Some(encoded) }
+    };
+    proto::ReadRecordsRequest {
+        from: query.from.map(position),
+        to: query.to.map(position),
+        source: query.source.clone().unwrap_or_default(),
+        kind: query.kind.map_or(proto::Kind::Unspecified, encode_kind).into(),
+        name: query.name.clone().unwrap_or_default(),
+        last: query.last.unwrap_or_default(),
+        follow: query.follow,
+        encoded: true,
+    }
+}
+
+/// The query, and whether records are wanted as they are stored.
+pub(crate) fn decode_query(request: proto::ReadRecordsRequest) -> Result<(RecordsQuery, bool), Rejection> {
+    let proto::ReadRecordsRequest { from, to, source, kind, name, last, follow, encoded } = request;
+    let mut found = Violations::default();
+    let (from, to) = (decode_position("from", from, &mut found), decode_position("to", to, &mut found));
+    let kind = match proto::Kind::try_from(kind) {
+        Ok(proto::Kind::Unspecified) => None,
+        _ => decode_kind(&Path::root("kind"), kind, &mut found),
+    };
+    let mut refuse =
+        |path: &str, description| found.push(Violation { path: path.to_owned(), resource: None, description });
+    if last > LAST_MAX {
+        refuse("last", format!("{last} are too many: at most {LAST_MAX}"));
+    }
+    if follow && to.is_some() {
+        refuse("follow", "an end (`to`) was given".to_owned());
+    }
+    if found.iter().next().is_some() {
+        return Err(Rejection::invalid(found));
+    }
+    let given = |text: String| (!text.is_empty()).then_some(text);
+    let last = (last > 0).then_some(last);
+    Ok((RecordsQuery { from, to, source: given(source), kind, name: given(name), last, follow }, encoded))
+}
+
+fn decode_position(field: &'static str, message: Option<proto::Position>, found: &mut Violations) -> Option<Position> {
+    use proto::position::Position as Encoded;
+    let mut refuse = |path: String, description: &str| {
+        found.push(Violation { path, resource: None, description: description.to_owned() })
+    };
+    match message?.position {
+        Some(Encoded::Lsn(lsn)) => Some(Position::Lsn(Lsn(lsn))),
+        Some(Encoded::Time(time)) => match decode_time(&time) {
+            Some(wall_ns) => Some(Position::Time(wall_ns)),
+            None => {
+                refuse(format!("{field}.time"), "must be between 1970 and 2554");
+                None
+            }
+        },
+        None => {
+            refuse(field.to_owned(), "must hold an lsn or a time");
+            None
+        }
+    }
+}
+
+/// Nanoseconds since 1970-01-01 UTC as a message.
+pub(crate) fn encode_time(wall_ns: u64) -> prost_types::Timestamp {
+    (UNIX_EPOCH + Duration::from_nanos(wall_ns)).into()
+}
+
+/// Nanoseconds since 1970-01-01 UTC; `None` if the time is out of their range.
+pub(crate) fn decode_time(time: &prost_types::Timestamp) -> Option<u64> {
+    let time = SystemTime::try_from(*time).ok()?;
+    u64::try_from(time.duration_since(UNIX_EPOCH).ok()?.as_nanos()).ok()
+}
+
+/// A record as a message; `None` if it cannot be decoded.
+pub(crate) fn encode_record(record: &EncodedRecord) -> Result<proto::JournalRecord, DecodeError> {
+    let Record { lsn, transaction, wall_ns, monotonic_ns, boot_id, previous_hash } = record.decode()?;
+    Ok(proto::JournalRecord {
+        lsn: lsn.0,
+        hash: record.hash().0.to_vec(),
+        previous_hash: previous_hash.0.to_vec(),
+        appended_at: Some(encode_time(wall_ns)),
+        monotonic_ns,
+        boot_id: boot_id.0.to_vec(),
+        transaction: Some(encode_transaction(&transaction)),
+    })
+}
+
+/// Gathers records into messages of a size that is worth sending.
+pub(crate) fn encode_batch(
+    records: Vec<EncodedRecord>,
+    encoded: bool,
+) -> Result<proto::ReadRecordsResponse, tonic::Status> {
+    if encoded {
+        let raw = |record: EncodedRecord| proto::EncodedRecord { lsn: record.lsn.0, bytes: record.encoded.into() };
+        let encoded = records.into_iter().map(raw).collect();
+        return Ok(proto::ReadRecordsResponse { records: Vec::new(), encoded });
+    }
+    let decoded = records.iter().map(|record| {
+        encode_record(record)
+            .map_err(|error| JournalError::Damaged(format!("record {}: {error}", record.lsn)).to_status())
+    });
+    Ok(proto::ReadRecordsResponse { records: decoded.collect::<Result<_, _>>()?, encoded: Vec::new() })
+}
