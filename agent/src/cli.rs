@@ -1,5 +1,7 @@
 //! The command line as it is typed. What it means is decided in [`crate::config`] and in the commands.
 
+mod journal;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,6 +9,10 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use storage_schema::resource::Kind;
 
+pub use self::journal::{
+    CompactArgs, ExportArgs, ExportFormat, ImportArgs, JournalArgs, JournalCommand, LogArgs, PrintArgs, RepairArgs,
+    ShowArgs, SnapshotArgs, SnapshotCommand, VerifyArgs, Which,
+};
 use crate::exit::Exit;
 
 const STYLES: Styles = Styles::styled()
@@ -64,6 +70,8 @@ pub enum Command {
     /// Show the agent's condition: how far it is, how full its tables are, what is in its way.
     #[command(after_help = "Example:\n  holdfast status --wait --timeout 30s")]
     Status(StatusArgs),
+    /// Look into the journal: what happened on this node; verify, export, save and keep it.
+    Journal(JournalArgs),
     /// Look at this machine: what the agent needs, what is there, what is missing and how to get it.
     #[command(after_help = "Example:\n  sudo holdfast doctor")]
     Doctor(DoctorArgs),
@@ -122,12 +130,52 @@ pub struct AgentArgs {
     /// Room for endpoints: the sum of the sizes of all service ports' backend sets.
     #[arg(long, env = "HOLDFAST_CAPACITY_ENDPOINTS", value_name = "N")]
     pub capacity_endpoints: Option<u32>,
+    /// How the journal is written and kept.
+    #[command(flatten)]
+    pub journal: JournalSettings,
     /// What to log, as a tracing filter: `info`, `warn,applier=debug` [default: info].
     #[arg(long, env = "HOLDFAST_LOG", value_name = "FILTER")]
     pub log: Option<String>,
     /// How to log [default: text].
     #[arg(long, env = "HOLDFAST_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
+}
+
+/// How the journal is written and kept.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JournalSettings {
+    /// Size of a journal segment in bytes, preallocated; a multiple of 4096 [default: 64 MiB].
+    #[arg(long = "journal-segment-bytes", env = "HOLDFAST_JOURNAL_SEGMENT_BYTES", value_name = "BYTES")]
+    pub segment_bytes: Option<u64>,
+    /// The most bytes that share one fdatasync [default: 4 MiB].
+    #[arg(long = "journal-group-bytes", env = "HOLDFAST_JOURNAL_GROUP_BYTES", value_name = "BYTES")]
+    pub group_bytes: Option<usize>,
+    /// How long an idle writer lets transactions gather that then share one fdatasync, at most 1s [default: 0s].
+    #[arg(long = "journal-group-wait", env = "HOLDFAST_JOURNAL_GROUP_WAIT", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[serde(default, deserialize_with = "duration")]
+    pub group_wait: Option<Duration>,
+    /// A checkpoint after so many records [default: 100000].
+    #[arg(long = "journal-checkpoint-records", env = "HOLDFAST_JOURNAL_CHECKPOINT_RECORDS", value_name = "N")]
+    pub checkpoint_records: Option<u64>,
+    /// Or after so many bytes of journal [default: 64 MiB].
+    #[arg(long = "journal-checkpoint-bytes", env = "HOLDFAST_JOURNAL_CHECKPOINT_BYTES", value_name = "BYTES")]
+    pub checkpoint_bytes: Option<u64>,
+    /// Keep at least so many records, and not many more [default: no limit].
+    #[arg(long = "journal-keep-records", env = "HOLDFAST_JOURNAL_KEEP_RECORDS", value_name = "N")]
+    pub keep_records: Option<u64>,
+    /// Keep at least so many bytes of journal, and not many more [default: 4 GiB].
+    #[arg(long = "journal-keep-bytes", env = "HOLDFAST_JOURNAL_KEEP_BYTES", value_name = "BYTES")]
+    pub keep_bytes: Option<u64>,
+    /// Keep at least what is younger than this [default: no limit].
+    #[arg(long = "journal-keep-age", env = "HOLDFAST_JOURNAL_KEEP_AGE", value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[serde(default, deserialize_with = "duration")]
+    pub keep_age: Option<Duration>,
+}
+
+fn duration<'de, D: serde::Deserializer<'de>>(text: D) -> Result<Option<Duration>, D::Error> {
+    let text = <String as serde::Deserialize>::deserialize(text)?;
+    humantime::parse_duration(&text).map(Some).map_err(serde::de::Error::custom)
 }
 
 /// How to log.

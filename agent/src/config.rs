@@ -7,11 +7,12 @@
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
+use journal::{CheckpointPolicy, Retention};
 use serde::Deserialize;
 use storage_schema::map::Capacities;
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{AgentArgs, Common, Datapath, LogFormat, Places};
+use crate::cli::{AgentArgs, Common, Datapath, JournalSettings, LogFormat, Places};
 
 /// Read if it is there and no other file is named.
 pub const CONFIG_FILE: &str = "/etc/holdfast/agent.toml";
@@ -39,6 +40,8 @@ pub struct Config {
     pub datapath: Datapath,
     /// Room in the tables.
     pub capacities: Capacities,
+    /// How the journal is written and kept.
+    pub journal: JournalSettings,
     /// What to log.
     pub log_filter: String,
     /// How to log.
@@ -89,6 +92,8 @@ struct File {
     #[serde(default)]
     capacities: FileCapacities,
     #[serde(default)]
+    journal: JournalSettings,
+    #[serde(default)]
     log: FileLog,
 }
 
@@ -127,6 +132,7 @@ impl Config {
                 backends: room(args.capacity_backends, file.capacities.backends, defaults.backends),
                 endpoints: room(args.capacity_endpoints, file.capacities.endpoints, defaults.endpoints),
             },
+            journal: args.journal.clone().or(file.journal),
             log_filter: args.log.clone().or(file.log.filter).unwrap_or_else(|| LOG_FILTER.to_owned()),
             log_format: args.log_format.or(file.log.format).unwrap_or(LogFormat::Text),
         };
@@ -137,6 +143,28 @@ impl Config {
     /// The settings of commands that look at the agent's places.
     pub fn for_places(common: &Common, places: &Places) -> Result<Self, ConfigError> {
         Self::for_agent(common, &AgentArgs { places: places.clone(), ..AgentArgs::default() })
+    }
+
+    /// How the journal is opened.
+    pub fn journal(&self) -> journal::Config {
+        let defaults = journal::Config::new(&self.state_dir);
+        let settings = &self.journal;
+        let CheckpointPolicy { records, bytes } = defaults.checkpoint;
+        journal::Config {
+            segment_bytes: settings.segment_bytes.unwrap_or(defaults.segment_bytes),
+            group_bytes_max: settings.group_bytes.unwrap_or(defaults.group_bytes_max),
+            group_wait: settings.group_wait.unwrap_or(defaults.group_wait),
+            checkpoint: CheckpointPolicy {
+                records: settings.checkpoint_records.unwrap_or(records),
+                bytes: settings.checkpoint_bytes.unwrap_or(bytes),
+            },
+            retention: Retention {
+                records: settings.keep_records.or(defaults.retention.records),
+                bytes: settings.keep_bytes.or(defaults.retention.bytes),
+                age: settings.keep_age.or(defaults.retention.age),
+            },
+            ..defaults
+        }
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
@@ -177,6 +205,22 @@ pub fn socket(common: &Common) -> Result<PathBuf, ConfigError> {
     match &common.socket {
         Some(socket) => Ok(socket.clone()),
         None => Ok(File::read(common)?.socket.unwrap_or_else(|| SOCKET.into())),
+    }
+}
+
+impl JournalSettings {
+    /// For each setting this one's value, or the other's.
+    fn or(self, other: Self) -> Self {
+        Self {
+            segment_bytes: self.segment_bytes.or(other.segment_bytes),
+            group_bytes: self.group_bytes.or(other.group_bytes),
+            group_wait: self.group_wait.or(other.group_wait),
+            checkpoint_records: self.checkpoint_records.or(other.checkpoint_records),
+            checkpoint_bytes: self.checkpoint_bytes.or(other.checkpoint_bytes),
+            keep_records: self.keep_records.or(other.keep_records),
+            keep_bytes: self.keep_bytes.or(other.keep_bytes),
+            keep_age: self.keep_age.or(other.keep_age),
+        }
     }
 }
 

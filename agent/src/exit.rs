@@ -4,10 +4,11 @@ use std::process::ExitCode;
 use std::{fmt, io};
 
 use api::client::ClientError;
+use api::journal::JournalError;
 use api::rejection::Rejection;
 use api::socket::BindError;
 use applier::StartError;
-use journal::{OpenError, ReadError};
+use journal::{ExportError, ImportError, OpenError, ReadError, SnapshotError};
 use loader::LoadError;
 
 use crate::config::ConfigError;
@@ -33,7 +34,7 @@ pub enum Exit {
     Damaged = 6,
     /// It did not happen in time; it may still happen.
     TimedOut = 7,
-    /// There is no such resource.
+    /// There is no such resource or record.
     NotFound = 8,
     /// An agent is running where none may be.
     InUse = 9,
@@ -50,7 +51,7 @@ impl Exit {
         (Self::Unsupported, "a privilege, a mount or a kernel feature is missing"),
         (Self::Damaged, "the state directory is damaged, or is not this agent's"),
         (Self::TimedOut, "it did not happen in time; it may still happen"),
-        (Self::NotFound, "there is no such resource"),
+        (Self::NotFound, "there is no such resource or record"),
         (Self::InUse, "an agent is running where none may be"),
     ];
 
@@ -119,6 +120,63 @@ impl From<OpenError> for Failure {
     }
 }
 
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Self {
+        let exit = match &error {
+            ReadError::Compacted { .. } | ReadError::NotThere { .. } | ReadError::NoState { .. } => Exit::NotFound,
+            ReadError::Damaged { .. } | ReadError::Undecodable { .. } => Exit::Damaged,
+            ReadError::Io { source, .. } => exit_of_io(source),
+            _ => Exit::Failure,
+        };
+        Self::new(exit, error)
+    }
+}
+
+impl From<ExportError> for Failure {
+    fn from(error: ExportError) -> Self {
+        match error {
+            ExportError::Read(error) => error.into(),
+            error @ ExportError::Line { .. } => Self::new(Exit::Usage, error),
+            error => Self::new(Exit::Failure, error),
+        }
+    }
+}
+
+impl From<ImportError> for Failure {
+    fn from(error: ImportError) -> Self {
+        match error {
+            ImportError::Export(error) => error.into(),
+            ImportError::Open(error) => error.into(),
+            error @ (ImportError::Occupied { .. } | ImportError::Partial { .. }) => Self::new(Exit::Usage, error),
+            error @ ImportError::Append(_) => Self::new(Exit::Failure, error),
+        }
+    }
+}
+
+impl From<SnapshotError> for Failure {
+    fn from(error: SnapshotError) -> Self {
+        match error {
+            SnapshotError::Read(error) => error.into(),
+            SnapshotError::Open(error) => error.into(),
+            error @ SnapshotError::Occupied { .. } => Self::new(Exit::Usage, error),
+            error @ SnapshotError::Damaged { .. } => Self::new(Exit::Damaged, error),
+            error @ SnapshotError::Transfer(_) => Self::new(Exit::Failure, error),
+        }
+    }
+}
+
+impl From<JournalError> for Failure {
+    fn from(error: JournalError) -> Self {
+        let exit = match &error {
+            JournalError::OutOfRange(_) => Exit::NotFound,
+            JournalError::Invalid(_) => Exit::Usage,
+            JournalError::Damaged(_) => Exit::Damaged,
+            JournalError::Busy(_) | JournalError::Failed(_) => Exit::Failure,
+        };
+        Self::new(exit, error)
+    }
+}
+
 impl From<LoadError> for Failure {
     fn from(error: LoadError) -> Self {
         let exit = match &error {
@@ -162,6 +220,9 @@ fn one_line(error: &impl fmt::Display) -> String {
 
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
+        if let ClientError::Journal(error) = error {
+            return error.into();
+        }
         let exit = match &error {
             ClientError::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 return Self::new(Exit::Unsupported, format!("{error}: run as the agent's user (usually root)"));
@@ -171,9 +232,10 @@ impl From<ClientError> for Failure {
             }
             ClientError::Rejected(Rejection::Refused { .. }) | ClientError::TooLarge { .. } => Exit::Refused,
             ClientError::TimedOut => Exit::TimedOut,
-            ClientError::Rejected(_) | ClientError::Failed { .. } | ClientError::UnreadableAnswer { .. } => {
-                Exit::Failure
-            }
+            ClientError::Rejected(_)
+            | ClientError::Journal(_)
+            | ClientError::Failed { .. }
+            | ClientError::UnreadableAnswer { .. } => Exit::Failure,
         };
         Self::new(exit, error)
     }

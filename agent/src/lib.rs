@@ -2,7 +2,7 @@
 //!
 //! [`cli`] is what is typed, [`config`] what it means, [`command`] does it; [`daemon`] puts journal, applier and API
 //! together; [`host`] is the only place that looks at this machine's mounts, privileges and kernel. How everything ends
-//! is in [`exit`].
+//! is in [`exit`]; moments of the journal are typed as [`when`] says.
 
 #![forbid(unsafe_code)]
 
@@ -14,8 +14,10 @@ pub mod exit;
 #[cfg(feature = "failpoints")]
 mod failpoints;
 pub mod host;
+mod journal_view;
 pub mod manifest;
 mod output;
+pub mod when;
 
 use std::process::ExitCode;
 use std::time::Instant;

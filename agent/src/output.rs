@@ -9,12 +9,16 @@ use crate::exit::{Exit, Failure};
 
 /// Prints to standard output. A reader that goes away (`| head`) is no failure.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
+    print_some(text).map(drop)
+}
+
+/// [`print`] for those who have more to say: whether there is still a reader.
+pub(crate) fn print_some(text: &str) -> Result<bool, Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(Exit::Failure, format!("cannot write to standard output: {error}")))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::new(Exit::Failure, format!("cannot write to standard output: {error}"))),
     }
 }
 

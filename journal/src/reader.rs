@@ -116,6 +116,7 @@ impl Reader {
     pub fn stats(&self) -> Result<Stats, ReadError> {
         let segments = self.library.catalogue.all();
         Ok(Stats {
+            store_id: self.store_id(),
             oldest_lsn: self.oldest_lsn(),
             durable_lsn: self.durable_lsn(),
             segments: segments.len(),

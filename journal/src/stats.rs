@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use storage_schema::id::Lsn;
+use storage_schema::id::{Lsn, StoreId};
 
 use crate::checkpoint::Checkpoint;
 use crate::segment::write::Group;
@@ -11,6 +11,8 @@ use crate::segment::write::Group;
 /// What a journal holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stats {
+    /// Which journal it is.
+    pub store_id: StoreId,
     /// The oldest record; `durable_lsn + 1` when there is none.
     pub oldest_lsn: Lsn,
     /// The last record.

@@ -4,11 +4,13 @@ mod apply;
 mod delete;
 mod doctor;
 mod get;
+mod journal;
 mod push;
 mod status;
 mod uninstall;
 
 use std::future::Future;
+use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Instant;
 
 use api::client::Client;
@@ -27,6 +29,7 @@ pub fn run(cli: Cli, started: Instant) -> Result<(), Failure> {
         Command::Delete(args) => delete::run(common, &args),
         Command::Get(args) => get::run(common, &args),
         Command::Status(args) => status::run(common, &args),
+        Command::Journal(args) => journal::run(common, &args),
         Command::Doctor(args) => doctor::run(common, &args),
         Command::Uninstall(args) => uninstall::run(common, &args),
         #[cfg(feature = "failpoints")]
@@ -45,4 +48,23 @@ fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
 
 async fn connect(common: &Common) -> Result<Client, Failure> {
     Ok(Client::connect(config::socket(common)?).await?)
+}
+
+/// Asks whether to go on with what cannot be undone.
+fn confirm(plan: &[String]) -> Result<bool, Failure> {
+    let stdin = io::stdin();
+    if !stdin.is_terminal() {
+        return Err(Failure::new(Exit::Usage, "this asks before it goes on, and there is no terminal: use --yes"));
+    }
+    eprintln!("This will");
+    for step in plan {
+        eprintln!("  - {step}");
+    }
+    eprint!("Go on? [y/N] ");
+    let mut answer = String::new();
+    io::stderr()
+        .flush()
+        .and_then(|()| stdin.read_line(&mut answer))
+        .map_err(|error| Failure::new(Exit::Failure, format!("cannot read the answer: {error}")))?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }

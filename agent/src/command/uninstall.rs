@@ -1,9 +1,8 @@
 //! `holdfast uninstall`: takes Holdfast out of the kernel, and its journal off the disk if that is wanted too.
 
-use std::io::{self, IsTerminal as _, Write as _};
-
 use journal::Journal;
 
+use super::confirm;
 use crate::cli::{Common, Datapath, UninstallArgs};
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
@@ -31,7 +30,7 @@ pub(super) fn run(common: &Common, args: &UninstallArgs) -> Result<(), Failure> 
     if state {
         plan.push(format!("remove {}: the journal and everything that was pushed", config.state_dir.display()));
     }
-    if !args.yes && !confirmed(&plan)? {
+    if !args.yes && !confirm(&plan)? {
         return output::print("nothing was removed\n");
     }
     if pins {
@@ -43,25 +42,4 @@ pub(super) fn run(common: &Common, args: &UninstallArgs) -> Result<(), Failure> 
         output::print(&format!("removed {}\n", config.state_dir.display()))?;
     }
     Ok(api::socket::clean_up(&config.socket)?)
-}
-
-fn confirmed(plan: &[String]) -> Result<bool, Failure> {
-    let stdin = io::stdin();
-    if !stdin.is_terminal() {
-        return Err(Failure::new(
-            Exit::Usage,
-            "this asks before it removes anything, and there is no terminal: use --yes",
-        ));
-    }
-    eprintln!("This will");
-    for step in plan {
-        eprintln!("  - {step}");
-    }
-    eprint!("Go on? [y/N] ");
-    let mut answer = String::new();
-    io::stderr()
-        .flush()
-        .and_then(|()| stdin.read_line(&mut answer))
-        .map_err(|error| Failure::new(Exit::Failure, format!("cannot read the answer: {error}")))?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }

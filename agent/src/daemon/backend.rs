@@ -5,18 +5,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use api::journal::{EncodedRecord, JournalError, RecordsQuery};
+use api::proto;
 use api::rejection::{DeltaName, Rejection};
-use api::server::{Backend, Read, Unreadable};
+use api::server::{Backend, Flow, Read, Unreadable};
 use api::status::{Datapath, DatapathKind, Restart, Status, TablePressure};
 use api::{Level, Receipt, Stored};
 use applier::{Pipeline, Target};
-use journal::{Journal, ReadError};
+use journal::{Journal, ReadError, Retention};
 use storage_schema::id::{Epoch, Lsn};
 use storage_schema::record::Transaction;
 use storage_schema::resource::{Kind, ResourceKey};
 
 use super::rejection::{not_durable, not_pushed};
+use super::streams;
 use crate::config::Config;
+use crate::journal_view::{self, refused};
 
 /// How often a journal that the disk has refused is tried again.
 const RESUME_INTERVAL: Duration = Duration::from_secs(1);
@@ -26,17 +30,25 @@ pub(super) struct Node {
     pipeline: Pipeline,
     journal: Journal,
     kernel: Option<loader::Options>,
+    /// What a compaction keeps that does not say.
+    retention: Retention,
     ready: Instant,
     ready_after: Duration,
 }
 
 impl Node {
-    pub(super) fn new(journal: Journal, pipeline: Pipeline, target: &Target, ready_after: Duration) -> Self {
+    pub(super) fn new(
+        journal: Journal,
+        pipeline: Pipeline,
+        target: &Target,
+        retention: Retention,
+        ready_after: Duration,
+    ) -> Self {
         let kernel = match target {
             Target::Kernel(options) => Some(options.clone()),
             Target::Memory => None,
         };
-        Self { pipeline, journal, kernel, ready: Instant::now(), ready_after }
+        Self { pipeline, journal, kernel, retention, ready: Instant::now(), ready_after }
     }
 
     /// Returns when the applier has stopped by itself.
@@ -139,6 +151,36 @@ impl Backend for Node {
             journal.resources_after(kind, &after).take(limit).map(|read| read.map(stored)).collect()
         })
         .await
+    }
+
+    async fn records(&self, query: RecordsQuery) -> Result<Flow<Vec<EncodedRecord>>, JournalError> {
+        streams::records(self.journal.clone(), query).await
+    }
+
+    async fn journal_stats(&self) -> Result<proto::GetJournalStatsResponse, JournalError> {
+        let journal = self.journal.clone();
+        streams::blocking(move || Ok(journal_view::stats(journal.stats().map_err(refused)?))).await
+    }
+
+    async fn verify_journal(&self) -> Result<Flow<proto::verify_journal_response::Step>, JournalError> {
+        Ok(streams::verify(self.journal.clone()))
+    }
+
+    async fn checkpoint(&self) -> Result<proto::Checkpoint, JournalError> {
+        let journal = self.journal.clone();
+        streams::blocking(move || Ok(journal_view::checkpoint(&journal.checkpoint().map_err(refused)?))).await
+    }
+
+    async fn compact(
+        &self,
+        request: proto::CompactJournalRequest,
+    ) -> Result<proto::CompactJournalResponse, JournalError> {
+        let (journal, retention) = (self.journal.clone(), streams::retention(&request, self.retention)?);
+        streams::blocking(move || Ok(journal_view::compacted(&journal.compact(&retention).map_err(refused)?))).await
+    }
+
+    async fn snapshot(&self) -> Result<Flow<Vec<u8>>, JournalError> {
+        Ok(streams::snapshot(self.journal.clone()))
     }
 
     async fn status(&self) -> Status {

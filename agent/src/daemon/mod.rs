@@ -6,6 +6,7 @@
 
 mod backend;
 mod rejection;
+pub(crate) mod streams;
 
 use std::future::Future;
 use std::io::{self, IsTerminal as _};
@@ -40,7 +41,7 @@ pub fn run(config: &Config, started: Instant) -> Result<(), Failure> {
     let journal = open_journal(config)?;
     let pipeline = Pipeline::start(journal.clone(), target.clone(), config.capacities)?;
     let ready_after = started.elapsed();
-    let node = Arc::new(Node::new(journal, pipeline, &target, ready_after));
+    let node = Arc::new(Node::new(journal, pipeline, &target, config.journal().retention, ready_after));
     let runtime =
         Runtime::new().map_err(|error| Failure::new(Exit::Failure, format!("cannot start a runtime: {error}")))?;
     let outcome = runtime.block_on(serve_until_stopped(Arc::clone(&node), socket, config));
@@ -52,7 +53,7 @@ pub fn run(config: &Config, started: Instant) -> Result<(), Failure> {
 }
 
 fn open_journal(config: &Config) -> Result<Journal, Failure> {
-    let journal = Journal::open(journal::Config::new(&config.state_dir))?;
+    let journal = Journal::open(config.journal())?;
     let report = journal.open_report();
     tracing::info!(
         store = %journal.store_id(),
