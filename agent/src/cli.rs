@@ -142,7 +142,7 @@ pub struct AgentArgs {
 }
 
 /// How the journal is written and kept.
-#[derive(Args, Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[derive(Args, Clone, Debug, Default, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct JournalSettings {
     /// Size of a journal segment in bytes, preallocated; a multiple of 4096 [default: 64 MiB].

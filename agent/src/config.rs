@@ -5,6 +5,7 @@
 //! known is refused, because a misspelt setting that is silently ignored is found on the worst day.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fs, io};
 
 use journal::{CheckpointPolicy, Retention};
@@ -41,11 +42,22 @@ pub struct Config {
     /// Room in the tables.
     pub capacities: Capacities,
     /// How the journal is written and kept.
-    pub journal: JournalSettings,
+    pub journal: Journaling,
     /// What to log.
     pub log_filter: String,
     /// How to log.
     pub log_format: LogFormat,
+}
+
+/// How the journal is written and kept; the fields are those of [`journal::Config`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "they are documented there")]
+pub struct Journaling {
+    pub segment_bytes: u64,
+    pub group_bytes_max: usize,
+    pub group_wait: Duration,
+    pub checkpoint: CheckpointPolicy,
+    pub retention: Retention,
 }
 
 /// Why settings cannot be used.
@@ -132,7 +144,7 @@ impl Config {
                 backends: room(args.capacity_backends, file.capacities.backends, defaults.backends),
                 endpoints: room(args.capacity_endpoints, file.capacities.endpoints, defaults.endpoints),
             },
-            journal: args.journal.clone().or(file.journal),
+            journal: Journaling::from(args.journal.clone().or(file.journal)),
             log_filter: args.log.clone().or(file.log.filter).unwrap_or_else(|| LOG_FILTER.to_owned()),
             log_format: args.log_format.or(file.log.format).unwrap_or(LogFormat::Text),
         };
@@ -147,24 +159,9 @@ impl Config {
 
     /// How the journal is opened.
     pub fn journal(&self) -> journal::Config {
+        let Journaling { segment_bytes, group_bytes_max, group_wait, checkpoint, retention } = self.journal;
         let defaults = journal::Config::new(&self.state_dir);
-        let settings = &self.journal;
-        let CheckpointPolicy { records, bytes } = defaults.checkpoint;
-        journal::Config {
-            segment_bytes: settings.segment_bytes.unwrap_or(defaults.segment_bytes),
-            group_bytes_max: settings.group_bytes.unwrap_or(defaults.group_bytes_max),
-            group_wait: settings.group_wait.unwrap_or(defaults.group_wait),
-            checkpoint: CheckpointPolicy {
-                records: settings.checkpoint_records.unwrap_or(records),
-                bytes: settings.checkpoint_bytes.unwrap_or(bytes),
-            },
-            retention: Retention {
-                records: settings.keep_records.or(defaults.retention.records),
-                bytes: settings.keep_bytes.or(defaults.retention.bytes),
-                age: settings.keep_age.or(defaults.retention.age),
-            },
-            ..defaults
-        }
+        journal::Config { segment_bytes, group_bytes_max, group_wait, checkpoint, retention, ..defaults }
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
@@ -205,6 +202,27 @@ pub fn socket(common: &Common) -> Result<PathBuf, ConfigError> {
     match &common.socket {
         Some(socket) => Ok(socket.clone()),
         None => Ok(File::read(common)?.socket.unwrap_or_else(|| SOCKET.into())),
+    }
+}
+
+impl From<JournalSettings> for Journaling {
+    fn from(settings: JournalSettings) -> Self {
+        let defaults = journal::Config::new(STATE_DIR);
+        let CheckpointPolicy { records, bytes } = defaults.checkpoint;
+        Self {
+            segment_bytes: settings.segment_bytes.unwrap_or(defaults.segment_bytes),
+            group_bytes_max: settings.group_bytes.unwrap_or(defaults.group_bytes_max),
+            group_wait: settings.group_wait.unwrap_or(defaults.group_wait),
+            checkpoint: CheckpointPolicy {
+                records: settings.checkpoint_records.unwrap_or(records),
+                bytes: settings.checkpoint_bytes.unwrap_or(bytes),
+            },
+            retention: Retention {
+                records: settings.keep_records.or(defaults.retention.records),
+                bytes: settings.keep_bytes.or(defaults.retention.bytes),
+                age: settings.keep_age.or(defaults.retention.age),
+            },
+        }
     }
 }
 

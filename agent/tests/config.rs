@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use agent::cli::{AgentArgs, Cli, Command, Common, Datapath, LogFormat};
-use agent::config::{Config, socket};
+use agent::config::{Config, Journaling, socket};
 use clap::Parser as _;
 use expect_test::{Expect, expect};
+use journal::{CheckpointPolicy, Retention};
 use storage_schema::map::Capacities;
 use tempfile::TempDir;
 
@@ -37,6 +39,13 @@ fn nothing_said_means_the_defaults() {
         socket: "/run/holdfast/holdfast.sock".into(),
         datapath: Datapath::Kernel,
         capacities: Capacities::default(),
+        journal: Journaling {
+            segment_bytes: 64 << 20,
+            group_bytes_max: 4 << 20,
+            group_wait: Duration::ZERO,
+            checkpoint: CheckpointPolicy { records: 100_000, bytes: 64 << 20 },
+            retention: Retention { records: None, bytes: Some(4 << 30), age: None },
+        },
         log_filter: "info".to_owned(),
         log_format: LogFormat::Text,
     };
@@ -52,21 +61,42 @@ fn the_file_that_is_delivered_says_the_defaults() {
         .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line).to_owned() + "\n")
         .collect();
     let mut defaults = config("", &[]).unwrap();
+    // Where the default is nothing, an example stands.
     defaults.cgroup = Some("/sys/fs/cgroup/kubepods.slice".into());
+    defaults.journal.retention.records = Some(10_000_000);
+    defaults.journal.retention.age = Some(Duration::from_hours(30 * 24));
     assert_eq!(config(&uncommented, &[]), Ok(defaults));
 }
 
 #[test]
 fn a_flag_overrides_the_file() {
     let file = "state_dir = \"/a\"\nsocket = \"/a.sock\"\ndatapath = \"memory\"\n\
-                [capacities]\nservices = 10\nbackends = 20\n[log]\nfilter = \"warn\"\nformat = \"json\"\n";
+                [journal]\nkeep_age = \"2days\"\ngroup_wait = \"1ms\"\n[capacities]\nservices = 10\nbackends = 20\n[log]\nfilter = \"warn\"\nformat = \"json\"\n";
     let from_file = config(file, &[]).unwrap();
     assert_eq!(from_file.state_dir, PathBuf::from("/a"));
     assert_eq!((from_file.datapath, from_file.log_format), (Datapath::Memory, LogFormat::Json));
     assert_eq!((from_file.capacities.services, from_file.capacities.backends), (10, 20));
 
-    let flags = ["--state-dir", "/b", "--socket", "/b.sock", "--datapath", "kernel", "--capacity-services", "11"];
+    assert_eq!(from_file.journal.retention.age, Some(Duration::from_hours(48)));
+
+    let flags = [
+        "--state-dir",
+        "/b",
+        "--socket",
+        "/b.sock",
+        "--datapath",
+        "kernel",
+        "--capacity-services",
+        "11",
+        "--journal-keep-age",
+        "1h",
+        "--journal-keep-records",
+        "9",
+    ];
     let with_flags = config(file, &flags).unwrap();
+    let retention = with_flags.journal.retention;
+    assert_eq!((retention.age, retention.records), (Some(Duration::from_hours(1)), Some(9)));
+    assert_eq!(with_flags.journal.group_wait, Duration::from_millis(1));
     assert_eq!((with_flags.state_dir, with_flags.socket), ("/b".into(), "/b.sock".into()));
     assert_eq!((with_flags.datapath, with_flags.log_filter.as_str()), (Datapath::Kernel, "warn"));
     assert_eq!((with_flags.capacities.services, with_flags.capacities.backends), (11, 20));
@@ -109,7 +139,7 @@ fn what_is_wrong_in_the_file_is_named_with_its_line() {
         "socket = \"/a.sock\"\nsockets = \"/b.sock\"\n",
         &[],
         &expect![
-            "DIR/agent.toml:2: unknown field `sockets`, expected one of `state_dir`, `pin_root`, `cgroup`, `socket`, `datapath`, `capacities`, `log`"
+            "DIR/agent.toml:2: unknown field `sockets`, expected one of `state_dir`, `pin_root`, `cgroup`, `socket`, `datapath`, `capacities`, `journal`, `log`"
         ],
     );
     refused(

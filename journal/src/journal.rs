@@ -360,8 +360,9 @@ impl Journal {
         state_at(&self.inner.library, &self.inner.shelf.checkpoints()?, lsn)
     }
 
-    /// Makes a checkpoint of what the store shows, and reads it back. Appends go on meanwhile.
+    /// Makes a checkpoint of the state at a record that is durable by now or later, and reads it back. Appends go on meanwhile.
     pub fn checkpoint(&self) -> Result<Checkpoint, ReadError> {
+        self.blocking_wait_stored(self.inner.library.durable_lsn())?;
         self.inner.keeper.checkpoint()
     }
 
@@ -385,7 +386,7 @@ impl Journal {
     /// Makes a checkpoint, then lets go what `retention` does not want kept: whole segments behind the oldest checkpoint that
     /// stays, and older checkpoints. Their space comes back at once; readers behind it get [`ReadError::Compacted`].
     pub fn compact(&self, retention: &Retention) -> Result<Compacted, ReadError> {
-        self.inner.keeper.checkpoint()?;
+        self.checkpoint()?;
         self.inner.keeper.compact(retention)
     }
 

@@ -1,5 +1,7 @@
 //! A place for an agent to run in, and the binary to run there.
 
+#![allow(dead_code, reason = "each test crate uses its own part")]
+
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -120,7 +122,7 @@ impl Place {
         command
     }
 
-    fn command(&self, environment: &[(&str, &str)]) -> Command {
+    pub(crate) fn command(&self, environment: &[(&str, &str)]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_holdfast"));
         command.env_clear().env("HOLDFAST_SOCKET", self.socket()).envs(environment.iter().copied());
         // Errors only: what the agent says about its own errors is what the tests look at.

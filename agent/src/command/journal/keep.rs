@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::source::Place;
 use crate::cli::{CompactArgs, Output, PrintArgs};
-use crate::command::{block_on, connect};
+use crate::command::block_on;
 use crate::daemon::streams::retention;
 use crate::exit::Failure;
 use crate::journal_view;
@@ -17,7 +17,7 @@ use crate::output;
 
 pub(super) fn checkpoint(place: &Place<'_>, args: &PrintArgs) -> Result<(), Failure> {
     let made = match place.state_dir {
-        None => block_on(async { Ok(connect(place.common).await?.create_checkpoint().await?) })?,
+        None => block_on(async { Ok(place.agent().await?.create_checkpoint().await?) })?,
         Some(_) => journal_view::checkpoint(&place.open()?.checkpoint()?),
     };
     print(args.output, &checkpoint_value(&made), || {
@@ -30,7 +30,7 @@ pub(super) fn compact(place: &Place<'_>, args: &CompactArgs) -> Result<(), Failu
     let keep_age = keep_age.and_then(|age| age.try_into().ok());
     let request = proto::CompactJournalRequest { keep_records, keep_bytes, keep_age };
     let done = match place.state_dir {
-        None => block_on(async { Ok(connect(place.common).await?.compact_journal(request).await?) })?,
+        None => block_on(async { Ok(place.agent().await?.compact_journal(request).await?) })?,
         Some(_) => {
             let retention = retention(&request, place.config()?.journal().retention)?;
             journal_view::compacted(&place.open()?.compact(&retention)?)

@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
+use api::client::Client;
 use api::journal::RecordsQuery;
 use api::proto;
 use journal::{EncodedRecord, Journal, Reader};
@@ -29,6 +30,16 @@ impl Place<'_> {
         Ok(Config::for_places(self.common, &places)?)
     }
 
+    /// The running agent.
+    pub(super) async fn agent(&self) -> Result<Client, Failure> {
+        connect(self.common).await.map_err(|mut failure| {
+            if failure.exit == Exit::Unreachable {
+                failure.messages.push("of a stopped agent, name the directory: --state-dir DIR".to_owned());
+            }
+            failure
+        })
+    }
+
     /// The journal in a stopped agent's directory, to be written to. It must be there.
     pub(super) fn open(&self) -> Result<Journal, Failure> {
         let config = self.config()?;
@@ -45,7 +56,7 @@ impl Place<'_> {
     ) -> Result<(), Failure> {
         let Some(state_dir) = self.state_dir else {
             return block_on(async {
-                let batches = connect(self.common).await?.records(query).await?;
+                let batches = self.agent().await?.records(query).await?;
                 tokio::pin!(batches);
                 while let Some(batch) = batches.next().await {
                     for record in batch? {
@@ -72,7 +83,7 @@ impl Place<'_> {
     /// How much there is.
     pub(super) fn stats(&self) -> Result<proto::GetJournalStatsResponse, Failure> {
         match self.state_dir {
-            None => block_on(async { Ok(connect(self.common).await?.journal_stats().await?) }),
+            None => block_on(async { Ok(self.agent().await?.journal_stats().await?) }),
             Some(state_dir) => Ok(journal_view::stats(Reader::open(state_dir)?.stats()?)),
         }
     }

@@ -13,7 +13,7 @@ use tokio_stream::StreamExt as _;
 
 use super::source::{Place, query};
 use crate::cli::{ExportArgs, ExportFormat, ImportArgs, SnapshotArgs};
-use crate::command::{block_on, connect};
+use crate::command::block_on;
 use crate::exit::{Exit, Failure};
 
 pub(super) fn export(place: &Place<'_>, args: &ExportArgs) -> Result<(), Failure> {
@@ -81,7 +81,7 @@ pub(super) fn save(place: &Place<'_>, args: &SnapshotArgs) -> Result<(), Failure
         place.open()?.snapshot(&mut target)?;
     } else {
         block_on(async {
-            let chunks = connect(place.common).await?.save_snapshot().await?;
+            let chunks = place.agent().await?.save_snapshot().await?;
             tokio::pin!(chunks);
             while let Some(chunk) = chunks.next().await {
                 target.write_all(&chunk?).map_err(|error| cannot("write", &args.file, &error))?;

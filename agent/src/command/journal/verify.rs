@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::source::Place;
 use crate::cli::{Output, RepairArgs, VerifyArgs};
-use crate::command::{block_on, confirm, connect};
+use crate::command::{block_on, confirm};
 use crate::exit::{Exit, Failure};
 use crate::journal_view;
 use crate::output;
@@ -21,7 +21,7 @@ pub(super) fn verify(place: &Place<'_>, args: &VerifyArgs) -> Result<(), Failure
         bar.set_position(progress.bytes);
     };
     let report = match place.state_dir {
-        None => block_on(async { Ok(connect(place.common).await?.verify_journal(show).await?) }),
+        None => block_on(async { Ok(place.agent().await?.verify_journal(show).await?) }),
         Some(state_dir) => {
             let report = journal::verify(state_dir, |progress| show(journal_view::progress(progress)));
             report.map(|report| journal_view::report(&report)).map_err(Failure::from)
