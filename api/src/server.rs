@@ -27,7 +27,7 @@ use crate::proto::push_service_server::{PushService, PushServiceServer};
 use crate::proto::resource_service_server::{ResourceService, ResourceServiceServer};
 use crate::proto::status_service_server::{StatusService, StatusServiceServer};
 use crate::rejection::{Rejection, Violation, Violations};
-use crate::socket::Socket;
+use crate::socket::{self, Socket};
 use crate::status::{Status, encode_status};
 use crate::{Level, MESSAGE_BYTES_MAX, Receipt, Stored, WAIT_TIMEOUT_DEFAULT, WAIT_TIMEOUT_MAX, proto};
 
@@ -38,8 +38,13 @@ pub type Flow<T> = mpsc::Receiver<Result<T, JournalError>>;
 ///
 /// The futures are dropped when a client goes away. A push must therefore be all done or not begun at any await point.
 pub trait Backend: Send + Sync + 'static {
-    /// Takes a transaction; returns once it is durable.
-    fn push(&self, transaction: Transaction) -> impl Future<Output = Result<Receipt, Rejection>> + Send;
+    /// Takes a transaction; returns once it is durable. `client` is who pushed it, as the transport knows it
+    /// ([`crate::socket::client`]).
+    fn push(
+        &self,
+        transaction: Transaction,
+        client: Option<String>,
+    ) -> impl Future<Output = Result<Receipt, Rejection>> + Send;
 
     /// Returns once connections see the record with this number.
     fn applied(&self, lsn: Lsn) -> impl Future<Output = ()> + Send;
@@ -211,10 +216,11 @@ type Messages<M> = Pin<Box<dyn Stream<Item = Result<M, RpcStatus>> + Send>>;
 #[tonic::async_trait]
 impl<B: Backend> PushService for Handler<B> {
     async fn apply(&self, request: Request<proto::ApplyRequest>) -> Result<Response<proto::ApplyResponse>, RpcStatus> {
+        let client = socket::client(request.extensions());
         let proto::ApplyRequest { transaction, wait, wait_timeout } = request.into_inner();
         let (wait, timeout) = decode_wait(wait, wait_timeout).map_err(|rejection| rejection.to_status())?;
         let transaction = decode_transaction(transaction).map_err(|rejection| rejection.to_status())?;
-        let mut receipt = self.backend.push(transaction).await.map_err(|rejection| {
+        let mut receipt = self.backend.push(transaction, client).await.map_err(|rejection| {
             tracing::info!(%rejection, "transaction refused");
             rejection.to_status()
         })?;

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, fchmod, flock};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
+use tonic::transport::server::UdsConnectInfo;
 
 /// The mode of the socket: only the agent's own user may open it.
 pub const SOCKET_MODE: u32 = 0o600;
@@ -100,6 +101,14 @@ impl Drop for SocketFile {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
         }
     }
+}
+
+/// Who sent a request, by what the kernel says of the other end of its connection: `uid=0 gid=0 pid=4711`. The kernel noted it when
+/// the connection was made; the process may be another one by now, or gone. `None` if the request came otherwise.
+pub fn client(request: &tonic::Extensions) -> Option<String> {
+    let peer = request.get::<UdsConnectInfo>()?.peer_cred?;
+    let pid = peer.pid().map(|pid| format!(" pid={pid}")).unwrap_or_default();
+    Some(format!("uid={} gid={}{pid}", peer.uid(), peer.gid()))
 }
 
 /// Whether an agent listens at `path`.

@@ -25,11 +25,13 @@ struct Fake {
     state: Mutex<BTreeMap<ResourceKey, Resource>>,
     applied: watch::Sender<u64>,
     pushed: Mutex<u64>,
+    client: Mutex<Option<String>>,
     answer: Mutex<Option<Rejection>>,
 }
 
 impl Backend for Fake {
-    async fn push(&self, transaction: Transaction) -> Result<Receipt, Rejection> {
+    async fn push(&self, transaction: Transaction, client: Option<String>) -> Result<Receipt, Rejection> {
+        *self.client.lock().unwrap() = client;
         if let Some(rejection) = self.answer.lock().unwrap().clone() {
             return Err(rejection);
         }
@@ -128,6 +130,7 @@ async fn start() -> Running {
         state: Mutex::default(),
         applied: watch::Sender::new(0),
         pushed: Mutex::default(),
+        client: Mutex::default(),
         answer: Mutex::default(),
     });
     let socket = Socket::bind(&path).unwrap();
@@ -160,6 +163,15 @@ async fn what_is_pushed_can_be_read() {
     let read = running.client.get(&key).await.unwrap().unwrap();
     assert_eq!((read.value.resource.key(), read.value.changed_lsn, read.state_lsn), (key, Lsn(5), Lsn(1)));
     assert_eq!(running.client.get(&ResourceKey::new(Kind::Node, "a/b")).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_push_says_whose_process_it_came_from() {
+    let running = start().await;
+    running.client.apply(&upsert(["a/b".to_owned()]), Level::Durable, LONG).await.unwrap();
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    let expected = format!("uid={uid} gid={gid} pid={}", std::process::id());
+    assert_eq!(running.backend.client.lock().unwrap().as_deref(), Some(&*expected));
 }
 
 #[tokio::test]

@@ -151,9 +151,10 @@ impl Pipeline {
         }
     }
 
-    /// Admits a transaction and submits it to the journal. Waits only while the journal's queue is full.
-    pub async fn push(&self, transaction: Transaction) -> Result<Pending, PushError> {
-        let permit = self.shared.journal.reserve().await?;
+    /// Admits a transaction and submits it to the journal. Waits only while the journal's queue is full. `client` is who pushed
+    /// it, as the transport knows it, for the record.
+    pub async fn push(&self, transaction: Transaction, client: Option<String>) -> Result<Pending, PushError> {
+        let permit = self.shared.journal.reserve().await?.client(client);
         let mut admission = self.shared.admission();
         if let OriginState::Duplicate(ack) = self.shared.journal.origin(&transaction.origin)? {
             return Ok(Pending { ack, duplicate: true });

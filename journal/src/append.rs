@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use storage_schema::codec::{encode_record, hash_record};
 use storage_schema::id::{BootId, Lsn, RecordHash, StoreId};
-use storage_schema::record::{Record, Transaction};
+use storage_schema::record::{ArchivedRecord, Record, Transaction};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::block_on::block_on;
@@ -144,12 +144,21 @@ impl Ack {
 pub struct Permit {
     intake: Arc<Intake>,
     slot: OwnedSemaphorePermit,
+    /// Wall clock when it was asked for.
+    received_wall_ns: u64,
+    client: Option<String>,
 }
 
 impl Permit {
+    /// Has the record say who pushed it, as the transport knows it: see [`Record::client`].
+    #[must_use]
+    pub fn client(self, client: Option<String>) -> Self {
+        Self { client, ..self }
+    }
+
     /// Gives the transaction the next LSN and queues it for the disk. Brief: it encodes and hashes, but does no I/O.
     pub fn submit(self, transaction: Transaction) -> Result<Submitted, AppendError> {
-        let submitted = self.intake.submit(transaction)?;
+        let submitted = self.intake.submit(transaction, self.received_wall_ns, self.client)?;
         // The writer gives the slot back when the record has left the queue.
         self.slot.forget();
         Ok(submitted)
@@ -293,11 +302,12 @@ impl Intake {
     }
 
     pub(crate) async fn reserve(self: &Arc<Self>) -> Result<Permit, AppendError> {
+        let received_wall_ns = self.clock.now().wall_ns;
         let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { return Err(self.ended()) };
         loop {
             let freed = self.room.notified();
             if self.queued_bytes.load(Ordering::Acquire) < self.limits.queue_bytes_max {
-                return Ok(Permit { intake: Arc::clone(self), slot });
+                return Ok(self.permit(slot, received_wall_ns));
             }
             if self.slots.is_closed() {
                 return Err(self.ended());
@@ -307,10 +317,11 @@ impl Intake {
     }
 
     pub(crate) fn try_reserve(self: &Arc<Self>) -> Result<Permit, AppendError> {
+        let received_wall_ns = self.clock.now().wall_ns;
         let bytes = self.queued_bytes.load(Ordering::Acquire);
         let slot = Arc::clone(&self.slots).try_acquire_owned();
         match slot {
-            Ok(slot) if bytes < self.limits.queue_bytes_max => Ok(Permit { intake: Arc::clone(self), slot }),
+            Ok(slot) if bytes < self.limits.queue_bytes_max => Ok(self.permit(slot, received_wall_ns)),
             Err(tokio::sync::TryAcquireError::Closed) => Err(self.ended()),
             _ => {
                 let records = self.limits.queue_records_max - self.slots.available_permits();
@@ -319,11 +330,20 @@ impl Intake {
         }
     }
 
+    fn permit(self: &Arc<Self>, slot: OwnedSemaphorePermit, received_wall_ns: u64) -> Permit {
+        Permit { intake: Arc::clone(self), slot, received_wall_ns, client: None }
+    }
+
     fn ended(&self) -> AppendError {
         self.lock().end.clone().unwrap_or(End::Closed).into()
     }
 
-    fn submit(&self, transaction: Transaction) -> Result<Submitted, AppendError> {
+    fn submit(
+        &self,
+        transaction: Transaction,
+        received_wall_ns: u64,
+        client: Option<String>,
+    ) -> Result<Submitted, AppendError> {
         let mut queue = self.lock();
         if let Some(end) = &queue.end {
             return Err(end.clone().into());
@@ -337,11 +357,11 @@ impl Intake {
             monotonic_ns: now.monotonic_ns,
             boot_id: self.boot_id,
             previous_hash: queue.head.hash,
+            received_wall_ns: Some(received_wall_ns),
+            client,
         };
         let body = encode_record(&record);
-        if body.len() as u64 > self.limits.record_bytes_max {
-            return Err(AppendError::TooLarge { bytes: body.len() as u64, limit: self.limits.record_bytes_max });
-        }
+        self.check_size(&body)?;
         let head = Head { lsn: record.lsn, hash: hash_record(&body) };
         let outcome = queue.enqueue(self, head, &body, now.wall_ns);
         let known = Known { lsn: head.lsn, hash: head.hash, outcome };
@@ -383,21 +403,20 @@ impl Intake {
         queue.groups.pop_front()
     }
 
-    /// Queues a record with its own times and boot. Invariant: it continues the record before it.
-    pub(crate) fn append_as_is(&self, record: &Record) -> Result<(), AppendError> {
+    /// Queues a record as another journal wrote it (`encoded`), with its own times, boot and schema version. Invariant: it
+    /// continues the record before it.
+    pub(crate) fn append_as_is(&self, record: &ArchivedRecord, encoded: &[u8]) -> Result<(), AppendError> {
         let mut queue = self.lock();
-        assert_eq!(
-            (record.lsn, record.previous_hash),
-            (queue.head.lsn.next(), queue.head.hash),
-            "it continues the log"
-        );
-        let body = encode_record(record);
-        if body.len() as u64 > self.limits.record_bytes_max {
-            return Err(AppendError::TooLarge { bytes: body.len() as u64, limit: self.limits.record_bytes_max });
-        }
-        let head = Head { lsn: record.lsn, hash: hash_record(&body) };
-        queue.enqueue(self, head, &body, record.wall_ns);
+        let (lsn, previous_hash) = (Lsn(record.lsn.0.to_native()), RecordHash(record.previous_hash.0));
+        assert_eq!((lsn, previous_hash), (queue.head.lsn.next(), queue.head.hash), "it continues the log");
+        self.check_size(encoded)?;
+        queue.enqueue(self, Head { lsn, hash: hash_record(encoded) }, encoded, record.wall_ns.to_native());
         Ok(())
+    }
+
+    fn check_size(&self, body: &[u8]) -> Result<(), AppendError> {
+        let (bytes, limit) = (body.len() as u64, self.limits.record_bytes_max);
+        if bytes > limit { Err(AppendError::TooLarge { bytes, limit }) } else { Ok(()) }
     }
 
     /// How many groups wait.

@@ -33,7 +33,7 @@ use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use storage_schema::codec::SCHEMA_VERSION;
+use storage_schema::codec::{RESOURCE_VERSION, SCHEMA_VERSION};
 use storage_schema::id::{Lsn, RecordHash, StoreId};
 use storage_schema::resource::Kind;
 
@@ -286,7 +286,7 @@ impl CheckpointHeader {
         let mut bytes = Vec::with_capacity(HEADER_BYTES);
         bytes.extend_from_slice(&MAGIC);
         bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-        bytes.extend_from_slice(&SCHEMA_VERSION.to_le_bytes());
+        bytes.extend_from_slice(&RESOURCE_VERSION.to_le_bytes());
         bytes.extend_from_slice(&self.store_id.0);
         bytes.extend_from_slice(&self.head.lsn.0.to_le_bytes());
         bytes.extend_from_slice(&self.head.hash.0);

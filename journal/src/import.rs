@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::append::{Intake, LogEnd};
 use crate::config::Config;
-use crate::error::{AppendError, OpenError};
+use crate::error::{AppendError, OpenError, ReadError};
 use crate::export::{ExportError, read_jsonl};
 use crate::follow::Stored;
 use crate::journal::{boot_id, random_store_id};
@@ -73,7 +73,8 @@ pub fn import_jsonl(config: &Config, from: impl BufRead) -> Result<u64, ImportEr
         if imported == 0 && record.lsn != Lsn::FIRST {
             return Err(ImportError::Partial { first: record.lsn });
         }
-        intake.append_as_is(&record)?;
+        let undecodable = |source| ExportError::from(ReadError::Undecodable { lsn: record.lsn, source });
+        intake.append_as_is(record.access().map_err(undecodable)?, &record.encoded)?;
         imported += 1;
         while intake.queued_groups() > 1 {
             write_one(&intake, &mut log.writer)?;

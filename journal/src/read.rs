@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use storage_schema::codec::{DecodeError, access_record, decode_record, hash_record};
+use storage_schema::codec::{DecodeError, access_record, decode_record, hash_record, upcast_record};
 use storage_schema::id::{Lsn, RecordHash, StoreId};
 use storage_schema::record::{ArchivedRecord, Record};
 use tokio::sync::watch;
@@ -21,19 +21,27 @@ use crate::segment::scan::{Scanner, Step};
 pub struct EncodedRecord {
     /// Its number.
     pub lsn: Lsn,
-    /// The encoded record: a schema version and an archive.
+    /// The encoded record, as it was written: a schema version and an archive.
     pub encoded: Bytes,
+    /// The same record in the current schema version, if it was written in an older one.
+    upcast: Option<Bytes>,
 }
 
 impl EncodedRecord {
-    /// Its hash, which its successor holds.
+    /// What was read from a frame, or is to go into one.
+    pub(crate) fn new(lsn: Lsn, encoded: Bytes) -> Result<Self, DecodeError> {
+        let upcast = upcast_record(&encoded)?.map(Bytes::from);
+        Ok(Self { lsn, encoded, upcast })
+    }
+
+    /// Its hash, which its successor holds: that of the bytes as they were written.
     pub fn hash(&self) -> RecordHash {
         hash_record(&self.encoded)
     }
 
-    /// The record where it lies.
+    /// The record where it lies; one of an older schema version where its upcast lies.
     pub fn access(&self) -> Result<&ArchivedRecord, DecodeError> {
-        access_record(&self.encoded)
+        access_record(self.upcast.as_ref().unwrap_or(&self.encoded))
     }
 
     /// The record.
@@ -128,7 +136,8 @@ impl Records {
                         place.noted = frame.offset;
                         place.segment.remember(frame.lsn, frame.offset);
                     }
-                    return Ok(Durable::vouch(EncodedRecord { lsn: frame.lsn, encoded: frame.body }));
+                    let undecodable = |source| ReadError::Undecodable { lsn: frame.lsn, source };
+                    return EncodedRecord::new(frame.lsn, frame.body).map(Durable::vouch).map_err(undecodable);
                 }
                 Step::Frame(frame) => {
                     let damage = Damage::Gap { expected: self.next, found: frame.lsn };

@@ -17,7 +17,7 @@
 //! | `overflow` | kind, name, `0xff`, number (2, big endian) | the following 4096 bytes |
 //! | `sources` | name | incarnation (8), has a version (1), last version (8), last LSN (8), receipts kept (8) |
 //! | `receipts` | source, `0xff`, first version (8, big endian) | up to 64 of: version (8), LSN (8), hash (32), wall clock at the append (8) |
-//! | `meta` | `state` | layout (4), schema (4), store id (16), LSN (8), hash (32), digest (16), number of resources (8) |
+//! | `meta` | `state` | layout (4), schema of the resources (4), store id (16), LSN (8), hash (32), digest (16), number of resources (8) |
 
 use std::fs::{self, File};
 use std::io;
@@ -29,7 +29,7 @@ use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use sled::transaction::{ConflictableTransactionError, TransactionError, Transactional, TransactionalTree};
 use sled::{Db, IVec, Tree};
-use storage_schema::codec::{SCHEMA_VERSION, decode_resource};
+use storage_schema::codec::{RESOURCE_VERSION, decode_resource};
 use storage_schema::id::{Lsn, RecordHash, StoreId};
 use storage_schema::resource::{Kind, Resource, ResourceKey};
 
@@ -433,7 +433,7 @@ impl State {
     fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(88);
         bytes.extend_from_slice(&LAYOUT.to_le_bytes());
-        bytes.extend_from_slice(&SCHEMA_VERSION.to_le_bytes());
+        bytes.extend_from_slice(&RESOURCE_VERSION.to_le_bytes());
         bytes.extend_from_slice(&self.store_id.0);
         bytes.extend_from_slice(&self.head.lsn.0.to_le_bytes());
         bytes.extend_from_slice(&self.head.hash.0);
@@ -445,7 +445,7 @@ impl State {
     /// `None` if the bytes are of another layout or schema, or damaged.
     fn decode(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
-        if u32::from_le_bytes(fields.take()?) != LAYOUT || u32::from_le_bytes(fields.take()?) != SCHEMA_VERSION {
+        if u32::from_le_bytes(fields.take()?) != LAYOUT || u32::from_le_bytes(fields.take()?) != RESOURCE_VERSION {
             return None;
         }
         let store_id = StoreId(fields.take()?);

@@ -9,7 +9,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use storage_schema::codec::{access_record, hash_record};
+use storage_schema::codec::{access_link, hash_record};
 use storage_schema::id::{Lsn, RecordHash, StoreId};
 
 use crate::disk::{Disk, DiskFile, RealDisk};
@@ -313,10 +313,10 @@ impl<P: FnMut(VerifyProgress)> Walk<P> {
 
     fn record(&mut self, path: &Path, offset: u64, body: &[u8]) {
         let lsn = self.expected;
-        match access_record(body) {
-            Ok(record) => {
-                let chained = self.previous_hash.is_none_or(|hash| hash.0 == record.previous_hash.0);
-                if !chained || record.lsn.0.to_native() != lsn.0 {
+        match access_link(body) {
+            Ok(link) => {
+                let chained = self.previous_hash.is_none_or(|hash| hash == link.previous_hash);
+                if !chained || link.lsn != lsn {
                     self.note(path, offset, Damage::ChainBroken { lsn });
                 }
             }

@@ -9,11 +9,15 @@ use journal::segment::header::SegmentHeader;
 use journal::{Config, Journal};
 use proptest::prelude::*;
 use sample::{service, transaction, upsert};
-use storage_schema::codec::{decode_record, decode_resource, encode_resource};
+use storage_schema::codec::{
+    access_link, access_record, decode_record, decode_resource, encode_record, encode_record_in, encode_resource,
+    upcast_record, version_of,
+};
 use storage_schema::id::{Lsn, StoreId};
+use storage_schema::record::Record;
 use storage_schema::resource::Resource;
 
-/// One valid input for each decoder: record, resource, segment file, checkpoint, snapshot, export.
+/// One valid input for each decoder: record of each schema version, resource, segment file, checkpoint, snapshot, export.
 struct Valid {
     store_id: StoreId,
     inputs: Vec<Vec<u8>>,
@@ -26,11 +30,13 @@ fn valid() -> &'static Valid {
         let journal = Journal::open(Config { segment_bytes: 64 << 10, ..Config::new(dir.path()) }).unwrap();
         for number in 1..=20 {
             let delta = upsert(service(&format!("shop/svc-{number}")));
-            let submit = journal.blocking_reserve().unwrap();
+            let submit = journal.blocking_reserve().unwrap().client(Some("uid=0 gid=0 pid=4711".to_owned()));
             submit.submit(transaction("cp", Some(number), vec![delta])).unwrap().ack.blocking_wait().unwrap();
         }
         journal.blocking_wait_stored(Lsn(20)).unwrap();
         let record = journal.encoded_record(Lsn(7)).unwrap().encoded.to_vec();
+        let old = Record { received_wall_ns: None, client: None, ..decode_record(&record).unwrap() };
+        let old = encode_record_in(1, old).unwrap();
         let resource = encode_resource(&Resource::Service(service("shop/cart")));
         let mut segment = std::fs::read(dir.path().join("journal/00000000000000000001.seg")).unwrap();
         segment.truncate(8192);
@@ -38,12 +44,31 @@ fn valid() -> &'static Valid {
         let (mut snapshot, mut export) = (Vec::new(), Vec::new());
         journal.snapshot(&mut snapshot).unwrap();
         journal::export_jsonl(&mut journal.read_from(Lsn(1)).unwrap(), Lsn(20), &mut export).unwrap();
-        Valid { store_id: journal.store_id(), inputs: vec![record, resource, segment, checkpoint, snapshot, export] }
+        let inputs = vec![record, old, resource, segment, checkpoint, snapshot, export];
+        Valid { store_id: journal.store_id(), inputs }
     })
 }
 
+/// All ways to read a record agree, whatever its schema version.
+fn decode_record_in_all_ways(bytes: &[u8]) {
+    let (record, link) = (decode_record(bytes), access_link(bytes));
+    let Ok(record) = record else {
+        assert!(link.is_err() && access_record(bytes).is_err());
+        return;
+    };
+    let link = link.expect("it can be decoded");
+    assert_eq!((link.lsn, link.previous_hash), (record.lsn, record.previous_hash));
+    let current = upcast_record(bytes).expect("it can be decoded").unwrap_or_else(|| bytes.to_vec());
+    assert_eq!(access_record(&current).expect("it is current").lsn.0.to_native(), record.lsn.0);
+    assert_eq!(decode_record(&current).expect("it is current"), record);
+    assert_eq!(decode_record(&encode_record(&record)).expect("it was encoded just now"), record);
+    let version = version_of(bytes).expect("it can be decoded");
+    let again = encode_record_in(version, record.clone()).expect("it was said in this version");
+    assert_eq!(decode_record(&again).expect("it was encoded just now"), record);
+}
+
 fn decode_all(bytes: &[u8], store_id: StoreId) {
-    let _ = decode_record(bytes);
+    decode_record_in_all_ways(bytes);
     let _ = decode_resource(bytes);
     let _ = SegmentHeader::decode(bytes);
     let _ = parse_frame(bytes, store_id);
@@ -66,7 +91,7 @@ proptest! {
 
     #[test]
     fn mutated_bytes(
-        which in 0usize..6,
+        which in 0usize..7,
         edits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
         cut in proptest::option::of(any::<prop::sample::Index>()),
     ) {

@@ -1,4 +1,4 @@
-//! The golden segment file: format version 1 as it is on people's disks.
+//! The golden segment file: format version 1, with records of schema version 1, as it is on people's disks.
 //!
 //! `HOLDFAST_BLESS=1 cargo test -p journal --test golden` writes the file if it is missing; it never replaces it.
 
@@ -11,7 +11,7 @@ use journal::segment::frame::{frame_bytes, parse_frame, push_frame};
 use journal::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use journal::{Config, Journal};
 use sample::{service, transaction, upsert};
-use storage_schema::codec::{encode_record, hash_record};
+use storage_schema::codec::{encode_record_in, hash_record};
 use storage_schema::id::{BootId, Lsn, RecordHash, StoreId};
 use storage_schema::record::Record;
 
@@ -37,8 +37,10 @@ fn segment() -> Vec<u8> {
             monotonic_ns: lsn,
             boot_id: BootId([1; 16]),
             previous_hash,
+            received_wall_ns: None,
+            client: None,
         };
-        let body = encode_record(&record);
+        let body = encode_record_in(1, record).unwrap();
         previous_hash = hash_record(&body);
         push_frame(&mut bytes, STORE, Lsn(lsn), Lsn(group_first), &body);
     }

@@ -147,7 +147,7 @@ fn transaction(version: Option<u64>, resources: Vec<Resource>) -> Transaction {
 fn push(pipeline: &Pipeline, transaction: Transaction) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
-        let pending = pipeline.push(transaction).await.expect("a valid transaction");
+        let pending = pipeline.push(transaction, None).await.expect("a valid transaction");
         pending.durable().await.expect("a writable disk");
         pipeline.wait_applied(pending.lsn()).await.expect("a running applier");
     });

@@ -65,7 +65,7 @@ fn kernel_and_host_decide_alike() {
         transaction.deltas.iter().for_each(|delta| state.apply(delta));
         let changes = model.admit(&transaction, &SMALL).expect("a valid transaction").changes;
         runtime.block_on(async {
-            let pending = pipeline.push(transaction).await.expect("a valid transaction");
+            let pending = pipeline.push(transaction, None).await.expect("a valid transaction");
             pending.durable().await.expect("a writable disk");
             pipeline.wait_applied(pending.lsn()).await.expect("a running applier");
         });

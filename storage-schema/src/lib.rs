@@ -2,8 +2,9 @@
 //!
 //! * [`id`]: newtypes for the numbers and names that must not be mixed up.
 //! * [`resource`]: what a control plane pushes (services, workloads, node configuration).
-//! * [`record`]: what the journal holds (deltas, transactions, records), with the codec that puts a schema version in
-//!   front of every archive.
+//! * [`record`]: what the journal holds (deltas, transactions, records).
+//! * [`codec`]: puts a schema version in front of every archive, and reads all versions that there have ever been.
+//! * [`v1`], [`v2`]: the versions. Each defines what it changed and re-exports the rest from the one before.
 //! * [`map`]: the BPF map ABI, `no_std` and free of dependencies, compiled into the kernel programs as well.
 //!
 //! Architecture invariant: this crate imports nothing of ours, does no I/O and gives the types no behaviour beyond
@@ -20,7 +21,9 @@ pub mod codec;
 pub mod id;
 #[cfg(feature = "std")]
 pub mod v1;
+#[cfg(feature = "std")]
+pub mod v2;
 
 // The current version of everything stored. Older ones stay frozen in their modules and are upcast on read.
 #[cfg(feature = "std")]
-pub use v1::{record, resource};
+pub use v2::{record, resource};

@@ -116,9 +116,9 @@ fn unreadable(error: ReadError) -> Unreadable {
 }
 
 impl Backend for Node {
-    async fn push(&self, transaction: Transaction) -> Result<Receipt, Rejection> {
+    async fn push(&self, transaction: Transaction, client: Option<String>) -> Result<Receipt, Rejection> {
         let deltas: Vec<DeltaName> = transaction.deltas.iter().map(DeltaName::from).collect();
-        let pending = self.pipeline.push(transaction).await.map_err(|error| not_pushed(error, &deltas))?;
+        let pending = self.pipeline.push(transaction, client).await.map_err(|error| not_pushed(error, &deltas))?;
         let receipt = pending.durable().await.map_err(|error| not_durable(&error))?;
         Ok(Receipt {
             lsn: receipt.lsn,

@@ -81,6 +81,8 @@ pub(crate) fn sample_body() -> Vec<u8> {
         monotonic_ns: 0,
         boot_id: storage_schema::id::BootId::default(),
         previous_hash: storage_schema::id::RecordHash::default(),
+        received_wall_ns: Some(0),
+        client: None,
     };
     encode_record(&record)
 }

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use storage_schema::codec::{access_record, hash_record};
+use storage_schema::codec::{access_link, hash_record};
 use storage_schema::id::{Lsn, StoreId};
 
 use super::catalogue::{Catalogue, Segment, segment_of_path, segment_path};
@@ -292,9 +292,9 @@ fn check_chain(frames: &[Frame], header: &SegmentHeader) -> Result<Head, TailErr
     let mut head = Head { lsn: Lsn(header.first_lsn.0 - 1), hash: header.previous_hash };
     let mut known = frames.first().is_none_or(|first| first.lsn == header.first_lsn);
     for frame in frames {
-        let record = access_record(&frame.body)
+        let link = access_link(&frame.body)
             .map_err(|source| TailError::Undecodable(OpenError::Undecodable { lsn: frame.lsn, source }))?;
-        if record.lsn.0.to_native() != frame.lsn.0 || (known && record.previous_hash.0 != head.hash.0) {
+        if link.lsn != frame.lsn || (known && link.previous_hash != head.hash) {
             return Err(TailError::Damage(Damage::ChainBroken { lsn: frame.lsn }));
         }
         head = Head { lsn: frame.lsn, hash: hash_record(&frame.body) };

@@ -1,8 +1,7 @@
-//! Schema version 1.
+//! Schema version 1, frozen: version 2 has a record of its own, and everything else from here.
 //!
-//! What this module describes is on people's disks. A change to it is a new version: copy the module, bump
-//! [`crate::codec::SCHEMA_VERSION`], freeze this one and write the upcast. The golden file under `golden/v1/` fails the
-//! tests when an encoded byte moves.
+//! What this module describes is on people's disks. A change to it is a new version: see [`crate::codec`]. The golden files
+//! under `golden/v1/` fail the tests when an encoded byte moves.
 
 pub mod record;
 pub mod resource;
