@@ -95,6 +95,11 @@ struct Place {
 }
 
 impl Records {
+    /// The journal they are of.
+    pub fn store_id(&self) -> StoreId {
+        self.library.store_id
+    }
+
     /// The number of the record that comes next.
     pub fn next_lsn(&self) -> Lsn {
         self.next
