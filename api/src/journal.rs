@@ -188,7 +188,8 @@ pub(crate) fn decode_time(time: &prost_types::Timestamp) -> Option<u64> {
 
 /// A record as a message; `None` if it cannot be decoded.
 pub(crate) fn encode_record(record: &EncodedRecord) -> Result<proto::JournalRecord, DecodeError> {
-    let Record { lsn, transaction, wall_ns, monotonic_ns, boot_id, previous_hash } = record.decode()?;
+    let Record { lsn, transaction, wall_ns, monotonic_ns, boot_id, previous_hash, received_wall_ns, client } =
+        record.decode()?;
     Ok(proto::JournalRecord {
         lsn: lsn.0,
         hash: record.hash().0.to_vec(),
@@ -197,6 +198,8 @@ pub(crate) fn encode_record(record: &EncodedRecord) -> Result<proto::JournalReco
         monotonic_ns,
         boot_id: boot_id.0.to_vec(),
         transaction: Some(encode_transaction(&transaction)),
+        received_at: received_wall_ns.map(encode_time),
+        client: client.unwrap_or_default(),
     })
 }
 

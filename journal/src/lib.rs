@@ -93,7 +93,10 @@ pub use config::Config;
 pub use disk::{Disk, DiskFile, RealDisk};
 pub use durable::{Durable, Head};
 pub use error::{AppendError, OpenError, OriginError, ReadError, ResumeError, StoreError, WriteFailure};
-pub use export::{ExportError, export_jsonl, read_jsonl, write_line};
+pub use export::ExportError;
+pub use export::jsonl::{export_jsonl, read_jsonl, write_line};
+#[cfg(feature = "parquet")]
+pub use export::parquet::{PARQUET_COLUMNS, ParquetColumn, ParquetExport, export_parquet};
 pub use import::{ImportError, import_jsonl};
 pub use journal::{DurableWatch, Journal, OpenReport, OriginState, Watermarks};
 pub use keep::Compacted;

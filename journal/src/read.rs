@@ -28,8 +28,8 @@ pub struct EncodedRecord {
 }
 
 impl EncodedRecord {
-    /// What was read from a frame, or is to go into one.
-    pub(crate) fn new(lsn: Lsn, encoded: Bytes) -> Result<Self, DecodeError> {
+    /// What was read from a frame, or came from another agent; one of an unknown schema version is refused.
+    pub fn new(lsn: Lsn, encoded: Bytes) -> Result<Self, DecodeError> {
         let upcast = upcast_record(&encoded)?.map(Bytes::from);
         Ok(Self { lsn, encoded, upcast })
     }
@@ -103,6 +103,11 @@ struct Place {
 }
 
 impl Records {
+    /// The journal they are of.
+    pub fn store_id(&self) -> StoreId {
+        self.library.store_id
+    }
+
     /// The number of the record that comes next.
     pub fn next_lsn(&self) -> Lsn {
         self.next

@@ -84,11 +84,14 @@ fn change(delta: &Delta) -> String {
 
 fn whole(record: &EncodedRecord) -> Result<String, Failure> {
     let hash = record.hash();
-    let Record { lsn, transaction, wall_ns, monotonic_ns, boot_id, previous_hash } = decoded(record)?;
+    let Record { lsn, transaction, wall_ns, monotonic_ns, boot_id, previous_hash, received_wall_ns, client } =
+        decoded(record)?;
     let mut text = String::new();
     let mut line = |name: &str, value: String| writeln!(text, "{name:<15}{value}").expect("a string takes everything");
     line("LSN", lsn.to_string());
     line("time", format_wall_ns(wall_ns));
+    line("received", received_wall_ns.map_or_else(|| "-".to_owned(), format_wall_ns));
+    line("client", client.unwrap_or_else(|| "-".to_owned()));
     line("since boot", humantime::format_duration(std::time::Duration::from_nanos(monotonic_ns)).to_string());
     line("boot", boot_id.to_string());
     line("source", format!("{}, incarnation {}", transaction.origin.source, transaction.origin.incarnation));

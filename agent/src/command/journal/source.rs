@@ -6,7 +6,7 @@ use std::path::Path;
 use api::client::Client;
 use api::journal::RecordsQuery;
 use api::proto;
-use journal::{EncodedRecord, Journal, Reader};
+use journal::{EncodedRecord, Journal, ReadError, Reader};
 use tokio_stream::StreamExt as _;
 
 use crate::cli::{Common, Places, Which};
@@ -60,7 +60,9 @@ impl Place<'_> {
                 tokio::pin!(batches);
                 while let Some(batch) = batches.next().await {
                     for record in batch? {
-                        if visit(EncodedRecord { lsn: record.lsn, encoded: record.encoded })?.is_break() {
+                        let undecodable = |source| ReadError::Undecodable { lsn: record.lsn, source };
+                        let record = EncodedRecord::new(record.lsn, record.encoded).map_err(undecodable)?;
+                        if visit(record)?.is_break() {
                             return Ok(());
                         }
                     }

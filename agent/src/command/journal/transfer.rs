@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use journal::{EncodedRecord, ExportError};
+use journal::{EncodedRecord, ExportError, ParquetExport};
 use storage_schema::id::StoreId;
 use tokio_stream::StreamExt as _;
 
@@ -194,19 +194,5 @@ impl Write for Target {
 
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
-    }
-}
-
-//STUB
-struct ParquetExport<W>(W);
-impl<W: Write + Send> ParquetExport<W> {
-    fn new(_: StoreId, out: W) -> Result<Self, ExportError> {
-        Ok(Self(out))
-    }
-    fn push(&mut self, _: &EncodedRecord) -> Result<(), ExportError> {
-        Ok(())
-    }
-    fn finish(self) -> Result<W, ExportError> {
-        Ok(self.0)
     }
 }

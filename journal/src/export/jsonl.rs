@@ -18,28 +18,10 @@ use storage_schema::id::{BootId, Lsn, RecordHash};
 use storage_schema::record::{Delta, Origin, Record, Transaction};
 use storage_schema::resource::{Resource, ResourceKey};
 
+use super::ExportError;
 use crate::durable::Head;
 use crate::error::ReadError;
 use crate::read::{EncodedRecord, Records};
-
-/// Why an export or import ended early.
-#[derive(Debug, thiserror::Error)]
-pub enum ExportError {
-    /// The journal could not be read.
-    #[error(transparent)]
-    Read(#[from] ReadError),
-    /// The other side could not be read or written.
-    #[error("the export cannot be transferred: {0}")]
-    Transfer(#[from] io::Error),
-    /// A line is not a record.
-    #[error("line {line}: {reason}")]
-    Line {
-        /// Counted from 1.
-        line: u64,
-        /// What is wrong with it.
-        reason: String,
-    },
-}
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
