@@ -458,6 +458,22 @@ fn a_directory_of_other_files_is_no_state_directory() {
 }
 
 #[test]
+fn the_record_of_a_push_says_who_pushed_it_and_since_when() {
+    let place = Place::new();
+    let mut agent = place.start();
+    place.run(&["apply", "-f", &example("bookinfo.yaml")]).succeeded();
+    agent.terminate();
+    let journal = journal::Journal::open(journal::Config::new(place.path("state"))).unwrap();
+    let record = journal.record(storage_schema::id::Lsn(1)).unwrap().into_inner();
+    let (client, received_wall_ns) = (record.client.unwrap(), record.received_wall_ns.unwrap());
+    let owner = fs::metadata(place.path("state")).unwrap();
+    let (uid, gid) = (std::os::unix::fs::MetadataExt::uid(&owner), std::os::unix::fs::MetadataExt::gid(&owner));
+    let pid = client.strip_prefix(&format!("uid={uid} gid={gid} pid=")).unwrap_or_else(|| panic!("{client}"));
+    assert!(pid.parse::<u32>().unwrap() > 0);
+    assert!(received_wall_ns > 1_700_000_000_000_000_000 && received_wall_ns.abs_diff(record.wall_ns) < 60_000_000_000);
+}
+
+#[test]
 fn a_damaged_journal_is_refused_with_the_record_named() {
     let place = Place::new();
     let mut agent = place.start();
