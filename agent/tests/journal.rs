@@ -138,6 +138,11 @@ fn what_is_exported_is_imported_again() {
     assert_eq!(occupied.code, 2, "{occupied:?}");
     assert!(occupied.stderr.contains("holds a journal already"), "{}", occupied.stderr);
 
+    let table = place.path("export.parquet").display().to_string();
+    place.run(&["journal", "export", "--format", "parquet", "-f", &table]).succeeded();
+    let bytes = fs::read(&table).unwrap();
+    assert!(bytes.starts_with(b"PAR1") && bytes.ends_with(b"PAR1"), "a whole Parquet file");
+
     // A part has no state to begin from, and an altered line is found.
     let part = place.run(&["journal", "export", "--since", "2"]).succeeded().stdout;
     let refused = place.run_with_stdin(&["journal", "import", "-", "--state-dir", &format!("{copy}-2")], &part);

@@ -6,17 +6,22 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::client::{Client, ClientError};
+use api::journal::{EncodedRecord, JournalError, Position, RecordsQuery};
+use api::proto::journal_service_client::JournalServiceClient;
+use api::proto::verify_journal_response::Step;
 use api::rejection::{Reason, Rejection, Violation};
-use api::server::{Backend, Limits, Read, Unreadable, serve};
+use api::server::{Backend, Flow, Limits, Read, Unreadable, serve};
 use api::socket::Socket;
 use api::status::{Datapath, DatapathKind, Restart, Status, TablePressure};
 use api::{Level, Receipt, Stored, proto};
-use storage_schema::id::{Epoch, Lsn, RecordHash, StoreId};
-use storage_schema::record::{Delta, Origin, Transaction};
+use storage_schema::codec::encode_record;
+use storage_schema::id::{BootId, Epoch, Lsn, RecordHash, StoreId};
+use storage_schema::record::{Delta, Origin, Record, Transaction};
 use storage_schema::resource::{Kind, Resource, ResourceKey, Service};
 use tempfile::TempDir;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tokio_stream::StreamExt as _;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
@@ -27,6 +32,7 @@ struct Fake {
     pushed: Mutex<u64>,
     client: Mutex<Option<String>>,
     answer: Mutex<Option<Rejection>>,
+    query: Mutex<Option<RecordsQuery>>,
 }
 
 impl Backend for Fake {
@@ -84,6 +90,78 @@ impl Backend for Fake {
     async fn status(&self) -> Status {
         status()
     }
+
+    /// Ten records for each query, two at a time, and then an error.
+    async fn records(&self, query: RecordsQuery) -> Result<Flow<Vec<EncodedRecord>>, JournalError> {
+        if query.from == Some(Position::Lsn(Lsn(1))) {
+            return Err(JournalError::OutOfRange("record 1 is no longer kept: the oldest one is 5".to_owned()));
+        }
+        let follow = query.follow;
+        *self.query.lock().unwrap() = Some(query);
+        let (sender, flow) = mpsc::channel(1);
+        tokio::spawn(async move {
+            if follow {
+                return sender.closed().await;
+            }
+            for lsn in (1..=10).step_by(2) {
+                if sender.send(Ok(vec![record(lsn), record(lsn + 1)])).await.is_err() {
+                    return;
+                }
+            }
+            drop(sender.send(Err(JournalError::Damaged("record 11 is damaged".to_owned()))).await);
+        });
+        Ok(flow)
+    }
+
+    async fn journal_stats(&self) -> Result<proto::GetJournalStatsResponse, JournalError> {
+        Ok(proto::GetJournalStatsResponse { oldest_lsn: 5, durable_lsn: 12, ..Default::default() })
+    }
+
+    async fn verify_journal(&self) -> Result<Flow<Step>, JournalError> {
+        let (sender, flow) = mpsc::channel(4);
+        for bytes in [1, 2] {
+            let progress = proto::VerifyProgress { bytes, bytes_total: 2, lsn: bytes };
+            sender.send(Ok(Step::Progress(progress))).await.unwrap();
+        }
+        sender.send(Ok(Step::Report(proto::VerifyReport { records: 7, ..Default::default() }))).await.unwrap();
+        Ok(flow)
+    }
+
+    async fn checkpoint(&self) -> Result<proto::Checkpoint, JournalError> {
+        Ok(proto::Checkpoint { lsn: 12, bytes: 345 })
+    }
+
+    async fn compact(
+        &self,
+        request: proto::CompactJournalRequest,
+    ) -> Result<proto::CompactJournalResponse, JournalError> {
+        Ok(proto::CompactJournalResponse { oldest_lsn: request.keep_records(), ..Default::default() })
+    }
+
+    async fn snapshot(&self) -> Result<Flow<Vec<u8>>, JournalError> {
+        let (sender, flow) = mpsc::channel(4);
+        for chunk in [b"one".to_vec(), b"two".to_vec()] {
+            sender.send(Ok(chunk)).await.unwrap();
+        }
+        sender.send(Err(JournalError::Failed("the disk said no".to_owned()))).await.unwrap();
+        Ok(flow)
+    }
+}
+
+fn record(lsn: u64) -> EncodedRecord {
+    let origin = Origin { source: "test".to_owned(), incarnation: 2, version: Some(lsn) };
+    let key = ResourceKey::new(Kind::Service, "shop/cart");
+    let record = Record {
+        lsn: Lsn(lsn),
+        transaction: Transaction { origin, deltas: vec![Delta::Remove(key)] },
+        wall_ns: 1_700_000_000_123_456_789,
+        monotonic_ns: 42,
+        boot_id: BootId([3; 16]),
+        previous_hash: RecordHash([4; 32]),
+        received_wall_ns: Some(1_700_000_000_000_000_000),
+        client: Some("uid=0".to_owned()),
+    };
+    EncodedRecord { lsn: Lsn(lsn), encoded: encode_record(&record).into() }
 }
 
 fn stored(resource: &Resource) -> Stored {
@@ -124,6 +202,10 @@ struct Running {
 }
 
 async fn start() -> Running {
+    start_with(Limits::default()).await
+}
+
+async fn start_with(limits: Limits) -> Running {
     let directory = TempDir::new().unwrap();
     let path = directory.path().join("holdfast.sock");
     let backend = Arc::new(Fake {
@@ -132,12 +214,13 @@ async fn start() -> Running {
         pushed: Mutex::default(),
         client: Mutex::default(),
         answer: Mutex::default(),
+        query: Mutex::default(),
     });
     let socket = Socket::bind(&path).unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let served = Arc::clone(&backend);
     let server = tokio::spawn(async move {
-        serve(served, socket, Limits::default(), async { drop(stopped.await) }).await.unwrap();
+        serve(served, socket, limits, async { drop(stopped.await) }).await.unwrap();
     });
     let client = Client::connect(&path).await.unwrap();
     Running { backend, client, path, stop, server, _directory: directory }
@@ -253,18 +336,23 @@ async fn more_violations_than_fit_are_counted() {
     assert_eq!(violations.iter().count() + violations.more(), 500);
 }
 
-/// What a client in another language sees.
-#[tokio::test]
-async fn a_malformed_request_is_an_invalid_argument_with_field_violations() {
-    let running = start().await;
+/// What a client in another language uses.
+async fn channel(running: &Running) -> tonic::transport::Channel {
     let path = running.path.clone();
-    let channel = tonic::transport::Endpoint::from_static("http://holdfast")
+    tonic::transport::Endpoint::from_static("http://holdfast")
         .connect_with_connector(tower::service_fn(move |_| {
             let path = path.clone();
             async move { tokio::net::UnixStream::connect(path).await.map(hyper_util::rt::TokioIo::new) }
         }))
         .await
-        .unwrap();
+        .unwrap()
+}
+
+/// What a client in another language sees.
+#[tokio::test]
+async fn a_malformed_request_is_an_invalid_argument_with_field_violations() {
+    let running = start().await;
+    let channel = channel(&running).await;
     let mut push = proto::push_service_client::PushServiceClient::new(channel.clone());
     let mut transaction = api::convert::encode_transaction(&upsert(["a/b".to_owned()]));
     transaction.deltas[0].change = None;
@@ -348,4 +436,110 @@ async fn a_stop_lets_requests_in_flight_finish() {
     running.backend.applied.send_replace(1);
     assert_eq!(push.await.unwrap().unwrap().level, Level::Applied);
     running.server.await.unwrap();
+}
+
+#[tokio::test]
+async fn records_come_in_order_and_end_with_the_error() {
+    let running = start().await;
+    let client = &running.client;
+    let query = RecordsQuery {
+        from: Some(Position::Lsn(Lsn(5))),
+        to: Some(Position::Time(1_700_000_000_123_456_789)),
+        source: Some("istiod".to_owned()),
+        kind: Some(Kind::Workload),
+        name: Some("x".to_owned()),
+        last: Some(3),
+        follow: false,
+    };
+    let mut records = Box::pin(client.records(&query).await.unwrap());
+    let mut lsns = Vec::new();
+    let error = loop {
+        match records.next().await.expect("the error comes first") {
+            Ok(batch) => lsns.extend(batch.into_iter().map(|received| {
+                assert_eq!(received, record(received.lsn.0), "byte for byte");
+                received.lsn.0
+            })),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(lsns, (1..=10).collect::<Vec<_>>());
+    assert_eq!(error.to_string(), "record 11 is damaged");
+    assert!(matches!(error, ClientError::Journal(JournalError::Damaged(_))));
+    assert!(records.next().await.is_none());
+    assert_eq!(*running.backend.query.lock().unwrap(), Some(query), "the query arrives as it was asked");
+
+    let behind = RecordsQuery { from: Some(Position::Lsn(Lsn(1))), ..RecordsQuery::default() };
+    let refused = client.records(&behind).await.err().unwrap();
+    assert!(matches!(&refused, ClientError::Journal(JournalError::OutOfRange(why)) if why.contains("oldest one is 5")));
+}
+
+#[tokio::test]
+async fn a_record_is_a_message_too() {
+    let running = start().await;
+    let mut client = JournalServiceClient::new(channel(&running).await);
+    let mut answer = client.read_records(proto::ReadRecordsRequest::default()).await.unwrap().into_inner();
+    let first = answer.message().await.unwrap().unwrap().records.remove(0);
+    assert_eq!((first.lsn, first.monotonic_ns, first.client.as_str()), (1, 42, "uid=0"));
+    assert_eq!(first.hash, record(1).hash().0);
+    assert_eq!((first.previous_hash, first.boot_id), (vec![4; 32], vec![3; 16]));
+    let appended = first.appended_at.unwrap();
+    assert_eq!((appended.seconds, appended.nanos), (1_700_000_000, 123_456_789));
+    let transaction = first.transaction.unwrap();
+    assert_eq!((transaction.origin.unwrap().version, transaction.deltas.len()), (Some(1), 1));
+}
+
+#[tokio::test]
+async fn what_contradicts_itself_is_refused_by_field() {
+    let running = start().await;
+    let mut client = JournalServiceClient::new(channel(&running).await);
+    let time = |seconds| proto::Position {
+        position: Some(proto::position::Position::Time(prost_types::Timestamp { seconds, nanos: 0 })),
+    };
+    for (request, field) in [
+        (proto::ReadRecordsRequest { follow: true, to: Some(time(1)), ..Default::default() }, "follow"),
+        (proto::ReadRecordsRequest { last: 100_001, ..Default::default() }, "last"),
+        (proto::ReadRecordsRequest { kind: 77, ..Default::default() }, "kind"),
+        (proto::ReadRecordsRequest { from: Some(time(-1)), ..Default::default() }, "from.time"),
+        (proto::ReadRecordsRequest { to: Some(proto::Position::default()), ..Default::default() }, "to"),
+    ] {
+        let status = client.read_records(request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{field}");
+        let violations = status.get_details_bad_request().unwrap().field_violations;
+        assert_eq!(violations.iter().map(|violation| &*violation.field).collect::<Vec<_>>(), [field]);
+    }
+}
+
+#[tokio::test]
+async fn the_journal_is_kept_through_the_api() {
+    let running = start().await;
+    let client = &running.client;
+    assert_eq!(client.journal_stats().await.unwrap().durable_lsn, 12);
+    assert_eq!(client.create_checkpoint().await.unwrap().bytes, 345);
+    let request = proto::CompactJournalRequest { keep_records: Some(8), ..Default::default() };
+    assert_eq!(client.compact_journal(request).await.unwrap().oldest_lsn, 8);
+    let mut seen = Vec::new();
+    let report = client.verify_journal(|progress| seen.push(progress.bytes)).await.unwrap();
+    assert_eq!((seen, report.records), (vec![1, 2], 7));
+    let chunks: Vec<_> = client.save_snapshot().await.unwrap().collect().await;
+    let text: Vec<String> = chunks
+        .into_iter()
+        .map(|chunk| chunk.map_or_else(|error| error.to_string(), |chunk| String::from_utf8(chunk).unwrap()))
+        .collect();
+    assert_eq!(text[..2], ["one", "two"]);
+    assert!(text[2].contains("the disk said no"), "{text:?}");
+}
+
+/// Streams are few and long: one more than there may be is told so at once, and room comes back.
+#[tokio::test]
+async fn streams_are_bounded() {
+    let running = start_with(Limits { streams_max: 2, ..Limits::default() }).await;
+    let client = &running.client;
+    let query = RecordsQuery { follow: true, ..RecordsQuery::default() };
+    let (first, _second) = (client.records(&query).await.unwrap(), client.records(&query).await.unwrap());
+    let refused = client.records(&query).await.err().unwrap();
+    assert!(matches!(refused, ClientError::Journal(JournalError::Busy(_))), "{refused:?}");
+    drop(first);
+    while client.records(&query).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

@@ -302,11 +302,10 @@ impl<W: Write + Send> ParquetExport<W> {
     }
 
     /// Writes what is left, and the file's end; without it there is no file.
-    pub fn finish(mut self) -> Result<W, ExportError> {
+    pub fn finish(mut self) -> Result<(), ExportError> {
         self.flush()?;
-        let mut out = self.writer.into_inner().map_err(transfer)?;
-        out.flush()?;
-        Ok(out)
+        self.writer.finish().map_err(transfer)?;
+        Ok(())
     }
 }
 

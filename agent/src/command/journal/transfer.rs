@@ -20,12 +20,12 @@ pub(super) fn export(place: &Place<'_>, args: &ExportArgs) -> Result<(), Failure
     if args.format == ExportFormat::Parquet && is_standard(&args.file) && io::stdout().is_terminal() {
         return Err(Failure::new(Exit::Usage, "--file: Parquet is not for a terminal; name a file"));
     }
+    let mut target = Target::create(&args.file)?;
     let mut export = match args.format {
-        ExportFormat::Jsonl => Export::Jsonl(Target::create(&args.file)?),
+        ExportFormat::Jsonl => Export::Jsonl(&mut target),
         ExportFormat::Parquet => {
-            let stats = place.stats()?;
-            let store_id = StoreId(stats.store_id.try_into().unwrap_or_default());
-            Export::Parquet(Box::new(ParquetExport::new(store_id, Target::create(&args.file)?)?))
+            let store_id = StoreId(place.stats()?.store_id.try_into().unwrap_or_default());
+            Export::Parquet(Box::new(ParquetExport::new(store_id, &mut target)?))
         }
     };
     let mut records = 0_u64;
@@ -39,26 +39,27 @@ pub(super) fn export(place: &Place<'_>, args: &ExportArgs) -> Result<(), Failure
             pushed => Ok(ControlFlow::Continue(pushed?)),
         }
     })?;
-    export.finish()?.finish(&format!("{records} records"))
+    export.finish()?;
+    target.finish(&format!("{records} records"))
 }
 
 /// An export that is being written.
-enum Export {
-    Jsonl(Target),
-    Parquet(Box<ParquetExport<Target>>),
+enum Export<'a> {
+    Jsonl(&'a mut Target),
+    Parquet(Box<ParquetExport<&'a mut Target>>),
 }
 
-impl Export {
+impl Export<'_> {
     fn push(&mut self, record: &EncodedRecord) -> Result<(), ExportError> {
         match self {
-            Self::Jsonl(target) => journal::write_line(record, target),
+            Self::Jsonl(target) => journal::write_line(record, *target),
             Self::Parquet(table) => table.push(record),
         }
     }
 
-    fn finish(self) -> Result<Target, ExportError> {
+    fn finish(self) -> Result<(), ExportError> {
         match self {
-            Self::Jsonl(target) => Ok(target),
+            Self::Jsonl(_) => Ok(()),
             Self::Parquet(table) => table.finish(),
         }
     }
