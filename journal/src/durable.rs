@@ -23,11 +23,6 @@ impl<T> Durable<T> {
     pub fn into_inner(self) -> T {
         self.0
     }
-
-    /// A part of it, or something computed from it, which is as durable as the whole.
-    pub fn map<U>(self, part: impl FnOnce(T) -> U) -> Durable<U> {
-        Durable(part(self.0))
-    }
 }
 
 impl<T> Deref for Durable<T> {

@@ -1,4 +1,4 @@
-//! One process at a time: the lock file of a state directory, and the directory itself.
+//! One process at a time: the lock file of a state directory, and the directory itself; and the wait for sled's own lock.
 //!
 //! The lock is the kernel's (flock), so it ends with the process however that ends; the file's text is only there to name
 //! the holder.
@@ -7,6 +7,8 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use storage_schema::id::StoreId;
 
@@ -125,6 +127,26 @@ pub(crate) fn write_identity(dir: &Path, store_id: StoreId) -> Result<(), OpenEr
         File::open(dir)?.sync_all()
     };
     write().map_err(|source| OpenError::Io { action: "write", path: path.clone(), source })
+}
+
+/// How long an earlier sled of this process may take to let go of its file.
+const SLED_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// sled gives its file's lock back from threads of its own, a moment after its last handle is gone, and refuses to open a
+/// file that is locked. Nobody else can have it: whoever opens the store holds the journal's own lock.
+pub(crate) fn wait_for_lock(path: &Path) -> io::Result<()> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file?,
+    };
+    let deadline = Instant::now() + SLED_TIMEOUT;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(Duration::from_millis(1)),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 pub(crate) fn parse_identity(text: &str) -> Option<StoreId> {

@@ -50,6 +50,13 @@ impl EncodedRecord {
     }
 }
 
+impl Durable<EncodedRecord> {
+    /// The end of the log as it was with this record, which is as durable as the record.
+    pub fn head(&self) -> Durable<Head> {
+        Durable::vouch(Head { lsn: self.lsn, hash: self.hash() })
+    }
+}
+
 /// What readers share.
 #[derive(Clone, Debug)]
 pub(crate) struct Library {

@@ -19,37 +19,36 @@
 //! | `receipts` | source, `0xff`, first version (8, big endian) | up to 64 of: version (8), LSN (8), hash (32), wall clock at the append (8) |
 //! | `meta` | `state` | layout (4), schema of the resources (4), store id (16), LSN (8), hash (32), digest (16), number of resources (8) |
 
-use std::fs::{self, File};
+mod bytes;
+
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 use sled::transaction::{ConflictableTransactionError, TransactionError, Transactional, TransactionalTree};
 use sled::{Db, IVec, Tree};
 use storage_schema::codec::{RESOURCE_VERSION, decode_resource};
 use storage_schema::id::{Lsn, RecordHash, StoreId};
 use storage_schema::resource::{Kind, Resource, ResourceKey};
 
+use self::bytes::{
+    Fields, PIECE_BYTES, RECEIPT_BYTES, decode_receipts, decode_source, encode_receipts, encode_source, overflow_key,
+    pieces_behind, receipts_key, split_receipts_key, split_value,
+};
 use crate::append::Receipt;
 use crate::checkpoint::{CheckpointError, Entry};
 use crate::durable::Head;
 use crate::error::{ReadError, StoreError};
 use crate::fold::{Batch, SourceBatch, resource_key, split_key};
+use crate::lock::wait_for_lock;
 use crate::sources::SourceState;
 
 /// Changes with the table above.
 const LAYOUT: u32 = 1;
 const STATE_KEY: &[u8] = b"state";
-/// Longest piece of an encoded resource in one value.
-const PIECE_BYTES: usize = 4096;
 /// How many receipts share a value: one each would be most of what the store does.
 const RECEIPTS_PER_PAGE: usize = 64;
-const RECEIPT_BYTES: usize = 56;
-/// Ends a name inside a key: no byte of UTF-8.
-const NAME_END: u8 = 0xff;
 
 /// An open store.
 #[derive(Debug)]
@@ -492,29 +491,13 @@ fn fold_resource(
     Ok(())
 }
 
-/// How long an earlier sled of this process may take to let go of its file.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// sled gives its file's lock back from threads of its own, a moment after its last handle is gone, and refuses to open a
-/// file that is locked. Nobody else can have it: whoever opens the store holds the journal's own lock.
-fn wait_for_lock(path: &Path) -> io::Result<()> {
-    let file = match File::open(path.join("db")) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        file => file?,
-    };
-    let deadline = Instant::now() + LOCK_TIMEOUT;
-    while let Err(errno) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        if errno != Errno::WOULDBLOCK || Instant::now() > deadline {
-            return Err(errno.into());
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
-}
-
 fn open_and_prove(path: &Path, store_id: StoreId, cache_bytes: u64) -> Result<(Db, Trees, State), StoreError> {
     let failed = database(path);
-    wait_for_lock(path).map_err(|source| StoreError::Io { action: "lock", path: path.to_owned(), source })?;
+    wait_for_lock(&path.join("db")).map_err(|source| StoreError::Io {
+        action: "lock",
+        path: path.to_owned(),
+        source,
+    })?;
     let damaged = |what| StoreError::Damaged { path: path.to_owned(), what };
     let db = sled::Config::new()
         .path(path)
@@ -565,100 +548,6 @@ fn digest(tag: TreeTag, key: &[u8], value: &[u8]) -> u128 {
     hasher.update(value);
     let hash = hasher.finalize();
     u128::from_le_bytes(*hash.as_bytes().first_chunk().expect("a hash has 32 bytes"))
-}
-
-fn overflow_key(key: &[u8], number: u16) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(key.len() + 3);
-    bytes.extend_from_slice(key);
-    bytes.push(NAME_END);
-    bytes.extend_from_slice(&number.to_be_bytes());
-    bytes
-}
-
-fn receipts_key(source: &str, version: u64) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(source.len() + 9);
-    bytes.extend_from_slice(source.as_bytes());
-    bytes.push(NAME_END);
-    bytes.extend_from_slice(&version.to_be_bytes());
-    bytes
-}
-
-fn split_receipts_key(key: &[u8]) -> Option<(&str, u64)> {
-    let (rest, version) = key.split_last_chunk::<8>()?;
-    let (end, source) = rest.split_last()?;
-    (*end == NAME_END).then_some((std::str::from_utf8(source).ok()?, u64::from_be_bytes(*version)))
-}
-
-/// How many pieces follow the first one.
-fn pieces_behind(total: usize) -> u16 {
-    let pieces = total.saturating_sub(PIECE_BYTES).div_ceil(PIECE_BYTES);
-    u16::try_from(pieces).unwrap_or(u16::MAX)
-}
-
-fn split_value(value: &[u8]) -> Option<(Lsn, usize, &[u8])> {
-    let mut fields = Fields(value);
-    let lsn = Lsn(fields.u64()?);
-    let total = u32::from_le_bytes(fields.take()?) as usize;
-    Some((lsn, total, fields.0))
-}
-
-fn encode_source(state: &SourceState, kept: u64) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(33);
-    bytes.extend_from_slice(&state.incarnation.to_le_bytes());
-    bytes.push(u8::from(state.last_version.is_some()));
-    bytes.extend_from_slice(&state.last_version.unwrap_or_default().to_le_bytes());
-    bytes.extend_from_slice(&state.last_lsn.0.to_le_bytes());
-    bytes.extend_from_slice(&kept.to_le_bytes());
-    bytes
-}
-
-fn decode_source(bytes: &[u8]) -> Option<(SourceState, u64)> {
-    let mut fields = Fields(bytes);
-    let incarnation = fields.u64()?;
-    let [versioned] = fields.take()?;
-    let version = fields.u64()?;
-    let last_lsn = Lsn(fields.u64()?);
-    let kept = fields.u64()?;
-    let last_version = (versioned == 1).then_some(version);
-    fields.0.is_empty().then_some((SourceState { incarnation, last_version, last_lsn }, kept))
-}
-
-fn encode_receipts(page: &[(u64, Receipt)]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(page.len() * RECEIPT_BYTES);
-    for (version, receipt) in page {
-        bytes.extend_from_slice(&version.to_le_bytes());
-        bytes.extend_from_slice(&receipt.lsn.0.to_le_bytes());
-        bytes.extend_from_slice(&receipt.hash.0);
-        bytes.extend_from_slice(&receipt.durable_wall_ns.to_le_bytes());
-    }
-    bytes
-}
-
-fn decode_receipts(bytes: &[u8]) -> Option<Vec<(u64, Receipt)>> {
-    let (receipts, rest) = bytes.as_chunks::<RECEIPT_BYTES>();
-    let decode = |bytes: &[u8; RECEIPT_BYTES]| {
-        let mut fields = Fields(bytes);
-        let version = fields.u64()?;
-        let lsn = Lsn(fields.u64()?);
-        let hash = RecordHash(fields.take()?);
-        Some((version, Receipt { lsn, hash, durable_wall_ns: fields.u64()? }))
-    };
-    rest.is_empty().then(|| receipts.iter().map(decode).collect()).flatten()
-}
-
-/// Takes fixed fields off the front of bytes that may be too short.
-struct Fields<'a>(&'a [u8]);
-
-impl Fields<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (field, rest) = self.0.split_first_chunk::<N>()?;
-        self.0 = rest;
-        Some(*field)
-    }
-
-    fn u64(&mut self) -> Option<u64> {
-        self.take().map(u64::from_le_bytes)
-    }
 }
 
 /// A kill while sled writes its snapshot leaves a file that makes the next open fail (spacejam/sled issues 1527, 1533).

@@ -9,7 +9,6 @@ use applier::entry::Changes;
 use applier::tables::{MemoryTables, View};
 use applier::{Applier, ApplyError, Identity, Model};
 use journal::{Config, Durable, Head, Journal};
-use storage_schema::codec;
 use storage_schema::id::{Epoch, Lsn, StoreId};
 use storage_schema::map::{Backend, Cell, Frontend, FrontendKey, Node, Service};
 use storage_schema::record::{Delta, Origin, Transaction};
@@ -41,7 +40,7 @@ impl Heads {
         let mut heads = vec![];
         for lsn in 1..=records as u64 {
             let record = journal.encoded_record(Lsn(lsn)).expect("a durable record");
-            heads.push(record.map(|record| Head { lsn: Lsn(lsn), hash: codec::hash_record(&record.encoded) }));
+            heads.push(record.head());
         }
         Self(heads)
     }

@@ -33,6 +33,8 @@ enum What {
     Sync(PathBuf),
     /// The process says that it has the acknowledgement of this record.
     Ack(u64),
+    /// It concerns neither.
+    Other,
 }
 
 /// What was seen.
@@ -42,8 +44,8 @@ pub(crate) struct Acked {
     pub(crate) syncs: usize,
 }
 
-/// Reads a trace: the calls that concern segment files, and the acknowledgements that were written to `acks`. Calls that failed
-/// have done nothing that can be relied on, and are left out.
+/// Reads a trace; acknowledgements are what is written to the file `acks`. Calls that failed have done nothing that can be relied
+/// on, and are left out.
 pub(crate) fn read(trace: &str, acks: &Path) -> Result<Vec<Call>, String> {
     let mut calls = Vec::new();
     let mut unfinished: HashMap<&str, (usize, &str)> = HashMap::new();
@@ -59,36 +61,36 @@ pub(crate) fn read(trace: &str, acks: &Path) -> Result<Vec<Call>, String> {
             continue;
         }
         let (asked, answer) = event.rsplit_once(" = ").ok_or_else(|| refuse("has no answer"))?;
-        let (began, asked) = match asked.starts_with("<... ") {
-            true => unfinished.remove(thread).ok_or_else(|| refuse("ends what has not begun"))?,
-            false => (line, asked),
+        let (began, asked) = if asked.starts_with("<... ") {
+            unfinished.remove(thread).ok_or_else(|| refuse("ends what has not begun"))?
+        } else {
+            (line, asked)
         };
         let Ok(done) = answer.split(' ').next().unwrap_or_default().parse::<u64>() else { continue };
-        if let Some(what) = understand(asked, done, acks).ok_or_else(|| refuse("cannot be read"))? {
-            calls.push(Call { began, ended: line, what });
-        }
+        let what = understand(asked, done, acks).ok_or_else(|| refuse("cannot be read"))?;
+        calls.push(Call { began, ended: line, what });
     }
     Ok(calls)
 }
 
-/// What a call that returned `done` means; `Some(None)` if nothing here, `None` if that cannot be told.
-fn understand(asked: &str, done: u64, acks: &Path) -> Option<Option<What>> {
+/// What a call that returned `done` means; `None` if that cannot be told.
+fn understand(asked: &str, done: u64, acks: &Path) -> Option<What> {
     let (name, rest) = asked.split_once('(')?;
     let (_, rest) = rest.split_once('<')?;
     let (path, rest) = rest.split_once('>')?;
     let path = Path::new(path);
     let in_segment = path.extension().is_some_and(|suffix| suffix == "seg");
     match name {
-        "fsync" | "fdatasync" => Some(in_segment.then(|| What::Sync(path.to_owned()))),
+        "fsync" | "fdatasync" if in_segment => Some(What::Sync(path.to_owned())),
         "write" if path == acks => {
             let text = rest.strip_prefix(", \"")?.split_once("\\n\"")?.0;
-            Some(Some(What::Ack(text.parse().ok()?)))
+            Some(What::Ack(text.parse().ok()?))
         }
         "pwrite64" if in_segment => {
             let offset: u64 = rest.trim_end().trim_end_matches(')').rsplit_once(", ")?.1.parse().ok()?;
-            Some(Some(What::Write(Place { path: path.to_owned(), bytes: offset..offset + done })))
+            Some(What::Write(Place { path: path.to_owned(), bytes: offset..offset + done }))
         }
-        _ => (!in_segment && path != acks).then_some(None),
+        _ => (!in_segment && path != acks).then_some(What::Other),
     }
 }
 
