@@ -144,7 +144,7 @@ impl Config {
                 backends: room(args.capacity_backends, file.capacities.backends, defaults.backends),
                 endpoints: room(args.capacity_endpoints, file.capacities.endpoints, defaults.endpoints),
             },
-            journal: Journaling::from(args.journal.clone().or(file.journal)),
+            journal: Journaling::from(args.journal.clone().or(&file.journal)),
             log_filter: args.log.clone().or(file.log.filter).unwrap_or_else(|| LOG_FILTER.to_owned()),
             log_format: args.log_format.or(file.log.format).unwrap_or(LogFormat::Text),
         };
@@ -228,7 +228,7 @@ impl From<JournalSettings> for Journaling {
 
 impl JournalSettings {
     /// For each setting this one's value, or the other's.
-    fn or(self, other: Self) -> Self {
+    fn or(self, other: &Self) -> Self {
         Self {
             segment_bytes: self.segment_bytes.or(other.segment_bytes),
             group_bytes: self.group_bytes.or(other.group_bytes),

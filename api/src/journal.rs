@@ -157,7 +157,7 @@ pub(crate) fn decode_query(request: proto::ReadRecordsRequest) -> Result<(Record
 fn decode_position(field: &'static str, message: Option<proto::Position>, found: &mut Violations) -> Option<Position> {
     use proto::position::Position as Encoded;
     let mut refuse = |path: String, description: &str| {
-        found.push(Violation { path, resource: None, description: description.to_owned() })
+        found.push(Violation { path, resource: None, description: description.to_owned() });
     };
     match message?.position {
         Some(Encoded::Lsn(lsn)) => Some(Position::Lsn(Lsn(lsn))),

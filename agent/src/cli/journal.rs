@@ -44,7 +44,7 @@ pub enum JournalCommand {
     /// Let old records go, as the retention settings want it or as given here.
     #[command(after_help = "Example:\n  holdfast journal compact --keep-records 100000 --keep-age 7d")]
     Compact(CompactArgs),
-    /// Write records to a file for other tools: JSON Lines, or Parquet for DuckDB, DataFusion and the like.
+    /// Write records to a file for other tools: JSON Lines, or Parquet for SQL engines.
     #[command(
         after_help = "Examples:\n  holdfast journal export --since -1h | jq .source\n  holdfast journal export --format parquet -f journal.parquet\n  duckdb -c \"select source, count(*) from 'journal.parquet' group by all\""
     )]

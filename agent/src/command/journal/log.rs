@@ -17,9 +17,8 @@ pub(super) fn log(place: &Place<'_>, args: &LogArgs) -> Result<(), Failure> {
     let query = RecordsQuery { last: args.last, follow: args.follow, ..query(&args.which) };
     let mut heading = (args.output == Output::Table).then(|| row("LSN", "TIME", "SOURCE", "VERSION", "CHANGES"));
     place.for_each(&query, |record| {
-        let mut text = heading.take().unwrap_or_default();
-        text += &match args.output {
-            Output::Table => summary(&decoded(&record)?),
+        let text = match args.output {
+            Output::Table => heading.take().unwrap_or_default() + &summary(&decoded(&record)?),
             Output::Json => json_line(&record)?,
             Output::Yaml => format!("---\n{}", output::yaml(&value(&record)?)),
         };
