@@ -252,8 +252,8 @@ fn settings_reach_the_journal() {
     let settings = ["--journal-segment-bytes", "65536", "--journal-keep-records", "5"];
     let agent = place.start_with(&settings, &[("HOLDFAST_JOURNAL_GROUP_WAIT", "1ms")]);
     let long = "h".repeat(500);
-    let services: String =
-        (0..20).map(|number| format!("---\nkind: Service\nname: shop/{number}\nhostname: {long}\n")).collect();
+    let service = |number| format!("---\nkind: Service\nname: shop/{number}\nhostname: {long}\n");
+    let services = (0..20).map(service).collect::<Vec<_>>().concat();
     for record in 1..=40 {
         place.run_with_stdin(&["apply", "-f", "-"], &services).succeeded();
         if record == 20 {
