@@ -1,6 +1,6 @@
 //! The journal's figures, as ratios to a floor that is measured in the same run, round by round in turn.
 //!
-//! `cargo run --release -p bench-journal -- [appends] [open] [replay] [--records N] [--seconds S] [--rounds R] [--dir DIR]`
+//! `cargo run --release -p bench-journal -- [appends] [replay] [open] [state] [retention] [--records N] [--seconds S] [--rounds R] [--dir DIR]`
 //!
 //! The floor is what any design must do: a plain file that grows, the same records framed by a length, the same queue and
 //! grouping, one write and one fdatasync for each group. Run it on the disk that matters (`--dir`), not on tmpfs.
@@ -8,6 +8,7 @@
 mod appends;
 mod floor;
 mod opening;
+mod past;
 mod replay;
 mod sample;
 
@@ -18,7 +19,7 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(crate) struct Options {
     parts: Vec<String>,
-    /// Records for `replay`, and the largest journal for `open`.
+    /// Records for `replay` and `state`, and the largest journal for `open`.
     pub(crate) records: u64,
     /// How long one round of appends takes.
     pub(crate) round: Duration,
@@ -35,7 +36,7 @@ fn main() {
             std::process::exit(2);
         }
     };
-    // A child of `open`: it opens a journal, says how long that took and how much memory it holds, and ends.
+    // A child, with a process's memory to itself.
     if let Some(dir) = std::env::var_os(opening::CHILD) {
         return opening::child(dir.as_ref());
     }
@@ -48,6 +49,12 @@ fn main() {
     }
     if asked("open") {
         opening::run(&options);
+    }
+    if asked("state") {
+        past::state(&options);
+    }
+    if asked("retention") {
+        past::retention(&options);
     }
 }
 
@@ -63,7 +70,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
         match argument.as_str() {
-            "appends" | "open" | "replay" => options.parts.push(argument),
+            "appends" | "open" | "replay" | "retention" | "state" => options.parts.push(argument),
             "--records" => options.records = number(&value()?)?,
             "--seconds" => options.round = Duration::from_secs(number(&value()?)?),
             "--rounds" => options.rounds = usize::try_from(number(&value()?)?).map_err(|error| error.to_string())?,

@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use journal::{Config, Journal};
 
-use crate::Options;
 use crate::replay::fill;
+use crate::{Options, past};
 
-/// Set for a child: the directory, then `:open` or `:fill:<records>`.
+/// Set for a child: the directory, then `:open`, `:fill:<records>` or `:retain`.
 pub(crate) const CHILD: &str = "HOLDFAST_BENCH_JOURNAL_CHILD";
 
 pub(crate) fn run(options: &Options) {
@@ -48,6 +48,9 @@ pub(crate) fn child(order: &std::ffi::OsStr) {
         println!("{}", status_mb("VmHWM:"));
         die(&journal);
     }
+    if order == "retain" {
+        return past::retain(Path::new(state));
+    }
     let started = Instant::now();
     let journal = Journal::open(Config::new(state)).expect("a journal");
     let open_ms = started.elapsed().as_secs_f64() * 1000.0;
@@ -63,7 +66,7 @@ fn die(_: &Journal) -> ! {
 }
 
 /// A field of /proc/self/status in megabytes.
-fn status_mb(field: &str) -> f64 {
+pub(crate) fn status_mb(field: &str) -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(field)).unwrap_or_default();
     let kilobytes: f64 = line.split_whitespace().next().and_then(|number| number.parse().ok()).unwrap_or_default();

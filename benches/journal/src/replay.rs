@@ -104,15 +104,13 @@ fn floor(path: &Path, options: &Options) -> f64 {
     best
 }
 
-fn directory_bytes(dir: &Path) -> u64 {
-    fs::read_dir(dir)
-        .expect("a directory")
-        .map(|entry| {
-            let entry = entry.expect("an entry");
-            let metadata = entry.metadata().expect("an entry");
-            if metadata.is_dir() { directory_bytes(&entry.path()) } else { metadata.len() }
-        })
-        .sum()
+/// Bytes of the files below a directory; what goes away meanwhile does not count.
+pub(crate) fn directory_bytes(dir: &Path) -> u64 {
+    let bytes = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => directory_bytes(&entry.path()),
+        metadata => metadata.map_or(0, |metadata| metadata.len()),
+    };
+    fs::read_dir(dir).map_or(0, |entries| entries.filter_map(Result::ok).map(bytes).sum())
 }
 
 fn last_segment(state: &Path) -> std::path::PathBuf {
