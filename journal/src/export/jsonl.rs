@@ -91,6 +91,12 @@ pub fn read_jsonl(from: impl BufRead) -> impl Iterator<Item = Result<Record, Exp
         let claimed = parsed.hash.clone();
         let record =
             parsed.into_record().map_err(|field| refuse(format!("{field} is not hexadecimal of its length")))?;
+        if !record.lsn.is_of_record() {
+            return Err(refuse(format!("no record has the number {}", record.lsn)));
+        }
+        if record.lsn == Lsn::FIRST && record.previous_hash != RecordHash::default() {
+            return Err(refuse("record 1 follows none: its previousHash is zeros".to_owned()));
+        }
         let hash = hash_record(&encode_record(&record));
         if hash.to_string() != claimed {
             return Err(refuse(format!("record {} was altered: its hash is {hash}, not {claimed}", record.lsn)));
