@@ -15,11 +15,28 @@ use storage_schema::resource::{Kind, Resource, ResourceKey, Service};
 /// The journal that all files belong to.
 pub const STORE: StoreId = StoreId(*b"fuzzfuzzfuzzfuzz");
 
-/// A temporary directory: in memory where there is such a place, as journals fsync a lot.
+/// A temporary directory.
 pub fn tempdir() -> tempfile::TempDir {
+    tempfile::tempdir_in(temporary()).expect("a temporary directory")
+}
+
+/// Where temporary directories go: into memory where there is such a place, as journals fsync a lot.
+fn temporary() -> PathBuf {
     let shm = PathBuf::from("/dev/shm");
-    let made = if shm.is_dir() { tempfile::tempdir_in(shm) } else { tempfile::tempdir() };
-    made.expect("a temporary directory")
+    if shm.is_dir() { shm } else { std::env::temp_dir() }
+}
+
+/// A directory for the sample, which no process tidies up at its end: those of earlier ones go instead.
+fn sample_dir() -> PathBuf {
+    const PREFIX: &str = "journal-fuzz-sample-";
+    for entry in std::fs::read_dir(temporary()).expect("a directory").flatten() {
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            // Refused while a process has it open.
+            let _ = Journal::remove(&entry.path());
+        }
+    }
+    let made = tempfile::Builder::new().prefix(PREFIX).tempdir_in(temporary());
+    made.expect("a temporary directory").keep()
 }
 
 /// The bytes of a file.
@@ -174,15 +191,13 @@ pub struct Sample {
     pub snapshot: Vec<u8>,
     /// An export.
     pub export: Vec<u8>,
-    _dir: tempfile::TempDir,
 }
 
 /// The sample of this process.
 pub fn sample() -> &'static Sample {
     static SAMPLE: OnceLock<Sample> = OnceLock::new();
     SAMPLE.get_or_init(|| {
-        let dir = tempdir();
-        let state = dir.path().join("state");
+        let state = sample_dir();
         let mut log = Log::new(Lsn(1));
         for number in 1..=9 {
             log.record(0);
@@ -199,6 +214,6 @@ pub fn sample() -> &'static Sample {
         journal::export_jsonl(&mut records, Lsn(9), &mut export).expect("an export");
         let checkpoint = std::fs::read(&journal.checkpoints().expect("checkpoints")[0].path).expect("a checkpoint");
         let index = std::fs::read(state.join("journal/00000000000000000001.idx")).expect("an index");
-        Sample { journal, state, checkpoint, index, snapshot, export, _dir: dir }
+        Sample { journal, state, checkpoint, index, snapshot, export }
     })
 }
