@@ -158,13 +158,13 @@ pub struct JournalSettings {
     /// A checkpoint after so many records [default: 100000].
     #[arg(long = "journal-checkpoint-records", env = "HOLDFAST_JOURNAL_CHECKPOINT_RECORDS", value_name = "N")]
     pub checkpoint_records: Option<u64>,
-    /// Or after so many bytes of journal [default: 64 MiB].
+    /// Or after so many bytes of journal [default: 32 MiB].
     #[arg(long = "journal-checkpoint-bytes", env = "HOLDFAST_JOURNAL_CHECKPOINT_BYTES", value_name = "BYTES")]
     pub checkpoint_bytes: Option<u64>,
     /// Keep at least so many records, and not many more [default: no limit].
     #[arg(long = "journal-keep-records", env = "HOLDFAST_JOURNAL_KEEP_RECORDS", value_name = "N")]
     pub keep_records: Option<u64>,
-    /// Keep at least so many bytes of journal, and not many more [default: 4 GiB].
+    /// Keep the journal within so many bytes of disk, give or take three segments [default: 4 GiB].
     #[arg(long = "journal-keep-bytes", env = "HOLDFAST_JOURNAL_KEEP_BYTES", value_name = "BYTES")]
     pub keep_bytes: Option<u64>,
     /// Keep at least what is younger than this [default: no limit].

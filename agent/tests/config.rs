@@ -43,7 +43,7 @@ fn nothing_said_means_the_defaults() {
             segment_bytes: 64 << 20,
             group_bytes_max: 4 << 20,
             group_wait: Duration::ZERO,
-            checkpoint: CheckpointPolicy { records: 100_000, bytes: 64 << 20 },
+            checkpoint: CheckpointPolicy { records: 100_000, bytes: 32 << 20 },
             retention: Retention { records: None, bytes: Some(4 << 30), age: None },
         },
         log_filter: "info".to_owned(),

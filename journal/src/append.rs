@@ -177,6 +177,8 @@ pub(crate) struct Intake {
     slots: Arc<Semaphore>,
     room: Notify,
     queued_bytes: AtomicU64,
+    /// Bytes of all records, counted as [`Stored::bytes`] is.
+    appended_bytes: AtomicU64,
     stored: watch::Receiver<Stored>,
 }
 
@@ -186,6 +188,7 @@ struct Limits {
     record_bytes_max: u64,
     queue_records_max: usize,
     queue_bytes_max: u64,
+    store_lag_bytes_max: u64,
     group_bytes_max: usize,
     group_wait: Duration,
     receipts_per_source: usize,
@@ -262,12 +265,15 @@ impl Intake {
             sources,
             end: None,
         };
+        // The store has everything when a life begins.
+        let appended_bytes = AtomicU64::new(stored.borrow().bytes);
         Self {
             limits: Limits {
                 segment_bytes: config.segment_bytes,
                 record_bytes_max: config.record_bytes_max,
                 queue_records_max: config.queue_records_max,
                 queue_bytes_max: config.queue_bytes_max,
+                store_lag_bytes_max: config.store_lag_bytes_max,
                 group_bytes_max: config.group_bytes_max,
                 group_wait: config.group_wait,
                 receipts_per_source: config.receipts_per_source,
@@ -280,6 +286,7 @@ impl Intake {
             slots: Arc::new(Semaphore::new(config.queue_records_max)),
             room: Notify::new(),
             queued_bytes: AtomicU64::new(0),
+            appended_bytes,
             stored,
         }
     }
@@ -304,16 +311,30 @@ impl Intake {
     pub(crate) async fn reserve(self: &Arc<Self>) -> Result<Permit, AppendError> {
         let received_wall_ns = self.clock.now().wall_ns;
         let Ok(slot) = Arc::clone(&self.slots).acquire_owned().await else { return Err(self.ended()) };
+        if self.has_room(&self.stored.borrow()) {
+            return Ok(self.permit(slot, received_wall_ns));
+        }
+        let mut stored = self.stored.clone();
         loop {
             let freed = self.room.notified();
-            if self.queued_bytes.load(Ordering::Acquire) < self.limits.queue_bytes_max {
+            if self.has_room(&stored.borrow_and_update()) {
                 return Ok(self.permit(slot, received_wall_ns));
             }
             if self.slots.is_closed() {
                 return Err(self.ended());
             }
-            freed.await;
+            tokio::select! {
+                () = freed => {}
+                followed = stored.changed() => followed.map_err(|_| AppendError::Closed)?,
+            }
         }
+    }
+
+    /// Whether one more may wait. A store that is stuck holds nobody up: it can be rebuilt.
+    fn has_room(&self, stored: &Stored) -> bool {
+        let lag = self.appended_bytes.load(Ordering::Acquire).saturating_sub(stored.bytes);
+        let followed = lag < self.limits.store_lag_bytes_max || stored.stuck.is_some();
+        followed && self.queued_bytes.load(Ordering::Acquire) < self.limits.queue_bytes_max
     }
 
     pub(crate) fn try_reserve(self: &Arc<Self>) -> Result<Permit, AppendError> {
@@ -321,7 +342,7 @@ impl Intake {
         let bytes = self.queued_bytes.load(Ordering::Acquire);
         let slot = Arc::clone(&self.slots).try_acquire_owned();
         match slot {
-            Ok(slot) if bytes < self.limits.queue_bytes_max => Ok(self.permit(slot, received_wall_ns)),
+            Ok(slot) if self.has_room(&self.stored.borrow()) => Ok(self.permit(slot, received_wall_ns)),
             Err(tokio::sync::TryAcquireError::Closed) => Err(self.ended()),
             _ => {
                 let records = self.limits.queue_records_max - self.slots.available_permits();
@@ -367,6 +388,7 @@ impl Intake {
         let known = Known { lsn: head.lsn, hash: head.hash, outcome };
         let stored_lsn = self.stored.borrow().lsn;
         queue.sources.note(&record.transaction.origin, &known, stored_lsn, self.limits.receipts_per_source);
+        self.appended_bytes.fetch_add(body.len() as u64, Ordering::AcqRel);
         self.queued_bytes.fetch_add(frame_bytes(body.len()) as u64, Ordering::AcqRel);
         let wake = match queue.sleep {
             Some(Sleep::Work) => true,

@@ -277,6 +277,12 @@ fn open_checkpoint(path: &Path, store_id: StoreId) -> Result<(CheckpointHeader, 
     if header.store_id != store_id {
         return Err(CheckpointError::Foreign { path: path.to_owned(), found: header.store_id, expected: store_id });
     }
+    if lsn_of_path(path).is_some_and(|lsn| lsn != header.head.lsn) {
+        return Err(CheckpointError::Damaged {
+            path: path.to_owned(),
+            what: "it is of another record than its name says",
+        });
+    }
     let body = zstd::stream::read::Decoder::new(file).map_err(failed)?;
     Ok((header, body))
 }
@@ -314,7 +320,8 @@ impl CheckpointHeader {
         let resources = u64::from_le_bytes(take(&mut rest));
         let body_bytes = u64::from_le_bytes(take(&mut rest));
         let body_hash = take(&mut rest);
-        if u32::from_le_bytes(take(&mut rest)) != crc32c::crc32c(&bytes[..CHECKED_BYTES]) {
+        let checksum = u32::from_le_bytes(take(&mut rest));
+        if checksum != crc32c::crc32c(&bytes[..CHECKED_BYTES]) || head.lsn > Lsn::LAST {
             return Err(damaged());
         }
         Ok(Self { store_id, head, resources, body_bytes, body_hash })
@@ -415,7 +422,7 @@ fn lsn_of_path(path: &Path) -> Option<Lsn> {
     }
     let stem = path.file_stem()?.to_str()?;
     let digits = stem.len() == 20 && stem.bytes().all(|byte| byte.is_ascii_digit());
-    digits.then(|| stem.parse().ok().map(Lsn)).flatten()
+    digits.then(|| stem.parse().ok().map(Lsn)).flatten().filter(|lsn| *lsn <= Lsn::LAST)
 }
 
 /// Takes the next field of a header whose fields add up to its length.

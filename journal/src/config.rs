@@ -29,6 +29,9 @@ pub struct Config {
     pub queue_records_max: usize,
     /// How many bytes of appends may wait. A permit that is already out may exceed it by its one record.
     pub queue_bytes_max: u64,
+    /// How many bytes of records the store may be behind the log; the next append waits for it in [`crate::Journal::reserve`].
+    /// It bounds what the next start has to fold, and how much retention lags.
+    pub store_lag_bytes_max: u64,
     /// The largest group that goes to the disk in one write and one fdatasync.
     pub group_bytes_max: usize,
     /// How long the writer, when it is free, lets a group gather before it takes it to the disk. 0: not at all; records gather
@@ -57,11 +60,12 @@ impl Config {
             record_bytes_max: 64 << 20,
             queue_records_max: 4096,
             queue_bytes_max: 32 << 20,
+            store_lag_bytes_max: 48 << 20,
             group_bytes_max: 4 << 20,
             group_wait: Duration::ZERO,
-            store_cache_bytes: 32 << 20,
+            store_cache_bytes: 24 << 20,
             receipts_per_source: 4096,
-            checkpoint: CheckpointPolicy { records: 100_000, bytes: 64 << 20 },
+            checkpoint: CheckpointPolicy { records: 100_000, bytes: 32 << 20 },
             retention: Retention { bytes: Some(4 << 30), ..Retention::default() },
             disk: Arc::new(RealDisk),
             clock: Arc::new(SystemClock),
@@ -88,6 +92,9 @@ impl Config {
         }
         if self.queue_bytes_max == 0 {
             return refuse("queue_bytes_max", "0 lets nothing through".to_owned());
+        }
+        if self.store_lag_bytes_max == 0 {
+            return refuse("store_lag_bytes_max", "0 lets nothing through".to_owned());
         }
         if self.group_bytes_max == 0 {
             return refuse("group_bytes_max", "0 lets nothing through".to_owned());

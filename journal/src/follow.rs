@@ -18,6 +18,8 @@ use crate::shelf::Shelf;
 #[derive(Clone, Debug)]
 pub(crate) struct Stored {
     pub(crate) lsn: Lsn,
+    /// Bytes of records that it has taken in since the journal was opened.
+    pub(crate) bytes: u64,
     /// Why it does not come any further, if it does not.
     pub(crate) stuck: Option<Arc<ReadError>>,
 }
@@ -108,8 +110,9 @@ impl Follower {
         loop {
             let stored_lsn = self.stored.borrow().lsn;
             let closing = self.bell.wait(stored_lsn);
-            let caught_up = self.shelf.catch_up(&self.library, |lsn| {
-                self.stored.send_replace(Stored { lsn, stuck: None });
+            let caught_up = self.shelf.catch_up(&self.library, |lsn, folded| {
+                let bytes = self.stored.borrow().bytes + folded;
+                self.stored.send_replace(Stored { lsn, bytes, stuck: None });
             });
             match caught_up {
                 Ok(folded) => unflushed |= folded > 0,
@@ -140,7 +143,8 @@ impl Follower {
     fn recover(&self) {
         match self.shelf.reopen(&self.library) {
             Ok(lsn) => {
-                self.stored.send_replace(Stored { lsn, stuck: None });
+                let bytes = self.stored.borrow().bytes;
+                self.stored.send_replace(Stored { lsn, bytes, stuck: None });
             }
             Err(error) => tracing::warn!(%error, "the store cannot be opened again yet"),
         }

@@ -72,7 +72,11 @@ pub(crate) fn lsn_at(library: &Library, wall_ns: u64) -> Result<Lsn, ReadError> 
             continue;
         }
         let blocks = match segments.get(number + 1) {
-            Some(next) => index_of(library, segment, next.previous_hash)?.blocks(&segment.path)?,
+            Some(next) => {
+                let index = index_of(library, segment, next.previous_hash)?;
+                let blocks = index.blocks(segment.first_lsn, last_lsn);
+                blocks.map_err(failed("read the index of", &segment.path))?
+            }
             None => survey(library, segment.first_lsn, last_lsn)?.0,
         };
         for (at, block) in blocks.iter().enumerate().rev() {
@@ -180,11 +184,13 @@ fn survey(library: &Library, first: Lsn, last: Lsn) -> Result<Survey, ReadError>
 fn index_of(library: &Library, segment: &Arc<Segment>, last_hash: RecordHash) -> Result<Index, ReadError> {
     let path = path_of(segment);
     let head = header(library.store_id, segment.first_lsn, last_hash);
-    if let Some(index) = load(&path, &head, segment.index_trusted()) {
+    let last_lsn = library.catalogue.after(segment.first_lsn).map_or(library.durable_lsn(), |next| Lsn(next.0 - 1));
+    let trusted = segment.index_trusted();
+    let found = load(&path, &head, trusted);
+    if let Some(index) = found.filter(|index| trusted || index.blocks(segment.first_lsn, last_lsn).is_ok()) {
         segment.trust_index();
         return Ok(index);
     }
-    let last_lsn = library.catalogue.after(segment.first_lsn).map_or(library.durable_lsn(), |next| Lsn(next.0 - 1));
     let (blocks, changes) = survey(library, segment.first_lsn, last_lsn)?;
     let bytes = encode(&head, &blocks, &changes);
     if let Err(error) = write(&path, &bytes) {
@@ -280,15 +286,20 @@ impl Place {
 }
 
 impl Index {
-    fn blocks(&self, path: &Path) -> Result<Vec<Block>, ReadError> {
+    /// The blocks, if they are those of a segment with records from `first` to `last`.
+    fn blocks(&self, first: Lsn, last: Lsn) -> io::Result<Vec<Block>> {
         let bytes = usize::try_from(self.blocks).unwrap_or(usize::MAX).saturating_mul(BLOCK_BYTES);
-        let bytes = self.place.read(HEADER_BYTES as u64, bytes).map_err(failed("read the index of", path))?;
+        let bytes = self.place.read(HEADER_BYTES as u64, bytes)?;
         let block = |bytes: &[u8]| Block {
             first_lsn: Lsn(number(&bytes[..8])),
             wall_ns_min: number(&bytes[8..16]),
             wall_ns_max: number(&bytes[16..24]),
         };
-        Ok(bytes.chunks_exact(BLOCK_BYTES).map(block).collect())
+        let blocks: Vec<Block> = bytes.chunks_exact(BLOCK_BYTES).map(block).collect();
+        let ascend = blocks.is_sorted_by(|one, next| one.first_lsn < next.first_lsn);
+        let within = blocks.first().is_some_and(|block| block.first_lsn == first)
+            && blocks.last().is_some_and(|block| block.first_lsn <= last);
+        if ascend && within { Ok(blocks) } else { Err(io::ErrorKind::InvalidData.into()) }
     }
 
     fn changes_of(&self, id: ResourceId) -> io::Result<Vec<Lsn>> {

@@ -18,7 +18,9 @@ use crate::retention::{CheckpointPolicy, ClosedSegment, Retention, plan, unwante
 use crate::segment::catalogue::Segment;
 use crate::shelf::Shelf;
 
+/// How often it looks: at rest, and while records come.
 const INTERVAL: Duration = Duration::from_millis(500);
+const BUSY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// What a compaction did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -42,6 +44,7 @@ pub(crate) struct Keeper {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) policy: CheckpointPolicy,
     pub(crate) retention: Retention,
+    pub(crate) segment_bytes: u64,
     pub(crate) stored: watch::Receiver<Stored>,
     /// One checkpoint or compaction at a time.
     pub(crate) busy: Mutex<()>,
@@ -51,10 +54,14 @@ pub(crate) struct Keeper {
 impl Keeper {
     /// Works until the journal is closed.
     pub(crate) fn run(&self) {
+        let mut seen_lsn = Lsn::ZERO;
         loop {
+            let stored_lsn = self.stored.borrow().lsn;
+            let interval = if stored_lsn == seen_lsn { INTERVAL } else { BUSY_INTERVAL };
+            seen_lsn = stored_lsn;
             let (closing, rung) = &self.closing;
             let guard = closing.lock().unwrap_or_else(PoisonError::into_inner);
-            let wait = rung.wait_timeout_while(guard, INTERVAL, |closing| !*closing);
+            let wait = rung.wait_timeout_while(guard, interval, |closing| !*closing);
             if *wait.unwrap_or_else(PoisonError::into_inner).0 {
                 return;
             }
@@ -97,7 +104,8 @@ impl Keeper {
         let _busy = self.hold();
         let segments = self.library.catalogue.all();
         let closed = closed_segments(&segments);
-        let open_bytes = segments.last().map_or(0, |segment| segment.end());
+        // The one that is written to is as long as it will be, and so may its successor be already.
+        let open_bytes = 2 * self.segment_bytes;
         let durable_lsn = self.library.durable_lsn();
         let unwanted = unwanted(retention, &closed, open_bytes, durable_lsn, self.clock.now().wall_ns);
         let checkpoints = self.shelf.checkpoints()?;

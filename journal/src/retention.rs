@@ -22,7 +22,8 @@ pub struct CheckpointPolicy {
 pub struct Retention {
     /// Keep at least so many records, and not many more.
     pub records: Option<u64>,
-    /// Keep at least so many bytes of log, and not many more.
+    /// Keep the log's files within so many bytes of disk, preallocated ones included; until the next checkpoint they may take
+    /// up to three segments more. The segment that is written to and the one that is prepared are never let go.
     pub bytes: Option<u64>,
     /// Keep at least what is younger than this.
     pub age: Option<Duration>,
@@ -47,7 +48,8 @@ pub(crate) struct Plan {
     pub(crate) checkpoints_before: Lsn,
 }
 
-/// The last record that a limit wants gone, by the closed segments (oldest first), the open one's bytes, and the last record.
+/// The last record that a limit wants gone, by the closed segments (oldest first), the bytes of
+/// those that are not, and the last record.
 pub(crate) fn unwanted(
     retention: &Retention,
     closed: &[ClosedSegment],

@@ -145,8 +145,9 @@ impl Shelf {
         list_checkpoints(&self.checkpoints)
     }
 
-    /// Folds everything that is durable, telling `progress` each record reached; returns how many records that were.
-    pub(crate) fn catch_up(&self, library: &Library, mut progress: impl FnMut(Lsn)) -> Result<u64, ReadError> {
+    /// Folds everything that is durable, telling `progress` each record reached and how many bytes led there; returns how many
+    /// records that were.
+    pub(crate) fn catch_up(&self, library: &Library, mut progress: impl FnMut(Lsn, u64)) -> Result<u64, ReadError> {
         let mut records = library.read_from(self.head_checked()?.next())?;
         let mut folded = 0;
         loop {
@@ -159,10 +160,11 @@ impl Shelf {
                 return Ok(folded);
             }
             folded += batch.records as u64;
+            let bytes = batch.bytes as u64;
             let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
             store.as_mut().ok_or_else(|| self.absent())?.fold(batch)?;
             drop(store);
-            progress(Lsn(records.next_lsn().0 - 1));
+            progress(Lsn(records.next_lsn().0 - 1), bytes);
         }
     }
 

@@ -109,7 +109,7 @@ impl Simulation {
     /// One life: opens and appends `groups` groups, until the disk fails. Returns whether it did not.
     fn live(&mut self, groups: usize) -> bool {
         let Some(log) = self.open() else { return false };
-        let (_stored_tx, stored) = watch::channel(Stored { lsn: Lsn::ZERO, stuck: None });
+        let (_stored_tx, stored) = watch::channel(Stored { lsn: Lsn::ZERO, bytes: 0, stuck: None });
         let intake =
             Arc::new(Intake::new(&self.config, &LogEnd::from(&log), BootId::default(), Sources::default(), stored));
         let mut writer = log.writer;

@@ -16,7 +16,7 @@ use crate::disk::{Disk, DiskFile, RealDisk};
 use crate::error::OpenError;
 use crate::lock::{lock_state_dir, read_identity};
 use crate::segment::catalogue::segment_path;
-use crate::segment::frame::NoFrame;
+use crate::segment::frame::{FRAME_HEADER_BYTES, NoFrame};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::open::{list_segments, read_header, store_id_of_segments};
 use crate::segment::recovery::{Damage, Finding, Stop, Verdict, classify};
@@ -195,7 +195,8 @@ pub(crate) fn verify_log(
             .get(number + 1)
             .and_then(|next| read_header(disk, &segment_path(dir, *next), *next, store_id).ok());
         let file: Arc<dyn DiskFile> = disk.open_read(&path).map_err(failed("open", &path))?.into();
-        walk.segment(&path, &file, &header, successor.as_ref(), number + 1 == segments.len())
+        let before = number.checked_sub(1).map(|before| segments[before]);
+        walk.segment(&path, &file, &header, before, successor.as_ref(), number + 1 == segments.len())
             .map_err(failed("read", &path))?;
     }
     let oldest_lsn = segments.first().copied().unwrap_or(Lsn::FIRST);
@@ -232,6 +233,7 @@ impl<P: FnMut(VerifyProgress)> Walk<P> {
         path: &Path,
         file: &Arc<dyn DiskFile>,
         header: &SegmentHeader,
+        before: Option<Lsn>,
         successor: Option<&SegmentHeader>,
         last: bool,
     ) -> io::Result<()> {
@@ -239,6 +241,8 @@ impl<P: FnMut(VerifyProgress)> Walk<P> {
             let (expected, found) = (self.expected, header.first_lsn);
             self.note(path, 0, Damage::Gap { expected, found });
             self.expected = found;
+        } else if before.is_some_and(|before| before != header.previous_first) {
+            self.note(path, 0, Damage::Gap { expected: header.previous_first, found: header.first_lsn });
         } else if self.previous_hash.is_some_and(|hash| hash != header.previous_hash) {
             self.note(path, 0, Damage::ChainBroken { lsn: header.first_lsn });
         }
@@ -272,6 +276,7 @@ impl<P: FnMut(VerifyProgress)> Walk<P> {
                 }
                 Step::Stop(NoFrame::Short { .. }) if offset >= limit => break,
                 Step::Stop(NoFrame::Zeros) => Stop::Zeros,
+                Step::Stop(NoFrame::Short { .. }) if last && limit - offset < FRAME_HEADER_BYTES as u64 => Stop::Zeros,
                 Step::Stop(NoFrame::Short { .. } | NoFrame::Bad) => Stop::Bad,
             };
             if !self.resume(path, &mut scanner, stop, last)? {

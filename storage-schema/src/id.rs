@@ -31,6 +31,13 @@ impl Lsn {
     pub const ZERO: Self = Self(0);
     /// The first record's number.
     pub const FIRST: Self = Self(1);
+    /// The highest number that a record may have: it has a next one, as an exclusive end.
+    pub const LAST: Self = Self(u64::MAX - 1);
+
+    /// Whether a record may have this number.
+    pub const fn is_of_record(self) -> bool {
+        Self::FIRST.0 <= self.0 && self.0 <= Self::LAST.0
+    }
 
     /// The number that follows.
     #[must_use]

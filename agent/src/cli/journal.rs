@@ -138,7 +138,7 @@ pub struct CompactArgs {
     /// Keep at least so many records.
     #[arg(long, value_name = "N")]
     pub keep_records: Option<u64>,
-    /// Keep at least so many bytes of log.
+    /// Keep the log within so many bytes of disk.
     #[arg(long, value_name = "BYTES")]
     pub keep_bytes: Option<u64>,
     /// Keep at least what is younger than this.

@@ -114,6 +114,9 @@ pub fn read_jsonl(from: impl BufRead) -> impl Iterator<Item = Result<EncodedReco
         let record =
             parsed.into_record().map_err(|field| refuse(format!("{field} is not hexadecimal of its length")))?;
         let (lsn, previous_hash) = (record.lsn, record.previous_hash);
+        if !lsn.is_of_record() {
+            return Err(refuse(format!("no record has the number {lsn}")));
+        }
         let encoded = encode_record_in(schema, record).map_err(|error| refuse(error.to_string()))?;
         let encoded = EncodedRecord::new(lsn, encoded.into()).map_err(|error| refuse(error.to_string()))?;
         let hash = encoded.hash();

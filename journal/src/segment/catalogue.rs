@@ -24,7 +24,7 @@ pub fn segment_of_path(path: &Path) -> Option<Lsn> {
     }
     let stem = path.file_stem()?.to_str()?;
     let digits = stem.len() == 20 && stem.bytes().all(|byte| byte.is_ascii_digit());
-    digits.then(|| stem.parse().ok().map(Lsn)).flatten()
+    digits.then(|| stem.parse().ok().map(Lsn)).flatten().filter(|first| first.is_of_record())
 }
 
 /// One segment.
@@ -174,7 +174,9 @@ mod tests {
         {
             assert_eq!(segment_of_path(Path::new(other)), None, "{other}");
         }
-        assert_eq!(segment_of_path(Path::new("99999999999999999999.seg")), None, "more than a u64");
+        for number in ["00000000000000000000", "18446744073709551615", "99999999999999999999"] {
+            assert_eq!(segment_of_path(Path::new(&format!("{number}.seg"))), None, "no record is {number}");
+        }
     }
 
     #[test]

@@ -79,7 +79,8 @@ pub fn peek_header(bytes: &[u8]) -> Result<FrameHeader, NoFrame> {
     let header =
         FrameHeader { body_bytes: u32_at(0), crc: u32_at(4), lsn: Lsn(u64_at(8)), group_first: Lsn(u64_at(16)) };
     // A frame that says so was never written, whatever its checksum: do not go looking for its end.
-    if header.body_bytes == 0 || header.group_first > header.lsn || header.group_first == Lsn::ZERO {
+    let numbered = header.lsn.is_of_record() && header.group_first.is_of_record();
+    if header.body_bytes == 0 || header.group_first > header.lsn || !numbered {
         return Err(NoFrame::Bad);
     }
     Ok(header)

@@ -105,7 +105,7 @@ impl SegmentHeader {
             && header_bytes == HEADER_BYTES_FIELD
             && crc == crc32c::crc32c(&bytes[..CHECKED_BYTES])
             && rest.iter().all(|byte| *byte == 0)
-            && header.first_lsn > Lsn::ZERO;
+            && header.first_lsn.is_of_record();
         if whole { Ok(header) } else { Err(BadHeader::Damaged) }
     }
 }

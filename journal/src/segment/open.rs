@@ -11,7 +11,7 @@ use storage_schema::codec::{access_link, hash_record};
 use storage_schema::id::{Lsn, StoreId};
 
 use super::catalogue::{Catalogue, Segment, segment_of_path, segment_path};
-use super::frame::NoFrame;
+use super::frame::{FRAME_HEADER_BYTES, NoFrame};
 use super::header::{BadHeader, SEGMENT_HEADER_BYTES, SegmentHeader};
 use super::recovery::{Damage, Finding, Stop, Verdict, classify};
 use super::scan::{Frame, Scanner, Step};
@@ -271,7 +271,10 @@ fn find_tail(file: &Arc<dyn DiskFile>, segment: &Segment, header: &SegmentHeader
             }
             Step::Frame(frame) => break Stop::Unexpected(frame.lsn),
             Step::Stop(NoFrame::Zeros) => break Stop::Zeros,
-            Step::Stop(NoFrame::Short { .. }) if scanner.offset() >= file_bytes => break Stop::Zeros,
+            // Less than a header at the end of a full segment: no frame was ever begun there, unless it is not zero.
+            Step::Stop(NoFrame::Short { .. }) if file_bytes - scanner.offset() < FRAME_HEADER_BYTES as u64 => {
+                break Stop::Zeros;
+            }
             Step::Stop(NoFrame::Short { .. } | NoFrame::Bad) => break Stop::Bad,
         }
     };
