@@ -559,7 +559,7 @@ fn start(config: Config, dir: std::path::PathBuf, log: OpenLog, running: Running
 
 /// Work that yields to whoever waits for an ack.
 fn in_background(work: impl FnOnce() + Send + 'static) -> Box<dyn FnOnce() + Send> {
-    const NICENESS: i32 = 10;
+    const NICENESS: i32 = 19;
     Box::new(move || {
         // On Linux this is the calling thread's own. Without it everything works, only less smoothly.
         let _ = rustix::process::setpriority_process(None, NICENESS);
