@@ -193,7 +193,7 @@ fn a_checkpoint_under_another_name_is_damaged() {
     let dir = tempfile::tempdir().unwrap();
     let named = |lsn: u64| dir.path().join(format!("{lsn:020}.ckpt"));
     for lsn in [20, 19] {
-        std::fs::write(named(lsn), &valid.inputs[3]).unwrap();
+        std::fs::write(named(lsn), &valid.inputs[4]).unwrap();
     }
     assert_eq!(journal::verify_checkpoint(&named(20), valid.store_id).unwrap().head.lsn, Lsn(20));
     let error = journal::verify_checkpoint(&named(19), valid.store_id).unwrap_err();

@@ -34,6 +34,8 @@ pub struct Settings {
     pub kernel: bool,
     /// Room in the tables.
     pub capacities: Capacities,
+    /// Settings of the journal, as flags.
+    pub journal: &'static [&'static str],
     /// Where it is to die, and how many times it passes there before.
     pub failpoint: Option<(&'static str, u64)>,
     /// What it logs, as a tracing filter.
@@ -42,7 +44,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { kernel: true, capacities: SMALL, failpoint: None, log: "info" }
+        Self { kernel: true, capacities: SMALL, journal: &[], failpoint: None, log: "info" }
     }
 }
 
@@ -116,6 +118,7 @@ impl Agent {
         } else {
             command.args(["--datapath", "memory"]);
         }
+        command.args(settings.journal);
         if let Some((name, skip)) = settings.failpoint {
             command.env("HOLDFAST_FAILPOINTS", format!("{name}={skip}"));
         }

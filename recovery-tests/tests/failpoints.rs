@@ -27,6 +27,14 @@ const FOLDS_MAX: u64 = 4;
 /// What is left of a segment of the journal when the stream that fills it begins.
 const SEGMENT_BYTES_FREE: usize = 32 << 10;
 
+/// A journal that keeps little of its past.
+const FORGETFUL: &[&str] = &[
+    "--journal-segment-bytes=65536",
+    "--journal-checkpoint-records=20",
+    "--journal-checkpoint-bytes=16384",
+    "--journal-keep-records=30",
+];
+
 /// What goes on when the agent is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scenario {
@@ -38,11 +46,13 @@ enum Scenario {
     Stream,
     /// A stream of transactions that fills a segment, with live connections.
     Rotation,
+    /// A stream of transactions, with live connections, while the journal makes checkpoints and lets its past go.
+    Forgetting,
 }
 
 /// In which scenarios a failpoint must be reached. Who adds one that a stream does not reach adds a line here.
 fn scenarios(failpoint: &str) -> &'static [Scenario] {
-    use Scenario::{FirstStart, NewGeneration, Rotation, Stream};
+    use Scenario::{FirstStart, Forgetting, NewGeneration, Rotation, Stream};
     match failpoint {
         "loader.before_discard" | "loader.after_discard" => &[NewGeneration],
         "applier.before_complete" | "applier.before_activate" | "applier.after_activate" => {
@@ -50,10 +60,9 @@ fn scenarios(failpoint: &str) -> &'static [Scenario] {
         }
         _ if failpoint.starts_with("loader.") => &[FirstStart, NewGeneration],
         _ if failpoint.starts_with("journal.segment.") => &[FirstStart, Rotation],
-        // Reached behind gigabytes of journal; the journal's own tests set it to less and kill there.
-        _ if failpoint.starts_with("journal.retention.") => &[],
-        // Made when as much as a segment has been written since the last one.
-        _ if failpoint.starts_with("journal.checkpoint.") => &[Rotation],
+        _ if failpoint.starts_with("journal.checkpoint.") || failpoint.starts_with("journal.retention.") => {
+            &[Forgetting]
+        }
         _ => &[Stream],
     }
 }
@@ -82,6 +91,7 @@ fn run(failpoint: &'static str, scenario: Scenario) -> Result<(), Failed> {
             Scenario::NewGeneration => new_generation(&mut rig, failpoint),
             Scenario::Stream => stream(&mut rig, failpoint),
             Scenario::Rotation => rotation(&mut rig, failpoint),
+            Scenario::Forgetting => forgetting(&mut rig, failpoint),
         }
         rig.finish();
     });
@@ -117,7 +127,7 @@ fn new_generation(rig: &mut Rig, failpoint: &'static str) {
 }
 
 fn stream(rig: &mut Rig, failpoint: &'static str) {
-    let settings = lay_foundation(rig);
+    let settings = lay_foundation(rig, Settings::default());
     let most = if failpoint.starts_with("journal.store.") { FOLDS_MAX } else { PASSAGES_MAX };
     let skip = rig.random().random_range(1..=most);
     push_until_death(rig, &Settings { failpoint: Some((failpoint, skip)), ..settings.clone() });
@@ -125,14 +135,19 @@ fn stream(rig: &mut Rig, failpoint: &'static str) {
 }
 
 fn rotation(rig: &mut Rig, failpoint: &'static str) {
-    let settings = lay_foundation(rig);
+    let settings = lay_foundation(rig, Settings::default());
     rig.fill_segment(SEGMENT_BYTES_FREE);
     push_until_death(rig, &Settings { failpoint: Some((failpoint, 0)), ..settings.clone() });
     restart_and_check(rig, &settings);
 }
 
-fn lay_foundation(rig: &mut Rig) -> Settings {
-    let settings = Settings::default();
+fn forgetting(rig: &mut Rig, failpoint: &'static str) {
+    let settings = lay_foundation(rig, Settings { journal: FORGETFUL, ..Settings::default() });
+    push_until_death(rig, &Settings { failpoint: Some((failpoint, 0)), ..settings.clone() });
+    restart_and_check(rig, &settings);
+}
+
+fn lay_foundation(rig: &mut Rig, settings: Settings) -> Settings {
     let agent = Agent::start(rig.sandbox(), &settings);
     rig.lay_foundation(&agent);
     rig.open_live_connections();
