@@ -18,8 +18,8 @@ use crate::error::WriteFailure;
 /// Suffix of a segment that has not got its name yet. Recovery unlinks such files.
 pub const UNNAMED_SUFFIX: &str = "new";
 
-/// Zero-filling writes and syncs this much at a time: whatever is in the device's queue, an ack may have to wait for.
-const ZERO_FILL_BYTES: usize = 256 << 10;
+/// Zero-filling writes this much at a time.
+const ZERO_FILL_BYTES: usize = 1 << 20;
 
 /// Records that go to the disk together.
 #[derive(Debug)]
@@ -213,7 +213,11 @@ fn zero_fill_from(file: &dyn DiskFile, mut offset: u64, bytes: u64) -> io::Resul
         let piece = usize::try_from(bytes - offset).unwrap_or(usize::MAX).min(zeros.len());
         file.write_at(&zeros[..piece], offset)?;
         offset += piece as u64;
-        file.sync_data()?;
+        // A sync for each few pieces keeps the device's queue short for the writer's own syncs. More of them would take long:
+        // each is a commit of the file system's, as the file grows.
+        if offset.is_multiple_of(4 * ZERO_FILL_BYTES as u64) {
+            file.sync_data()?;
+        }
     }
     file.sync_data()
 }
