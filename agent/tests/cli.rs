@@ -518,10 +518,10 @@ fn bad_settings_are_refused_before_anything_is_opened() {
     check(
         &place,
         &place.run_agent(&["--config", &file], &[]),
-        &expect![[r#"
+        &expect![[r"
             exit 2
             holdfast: DIR/agent.toml:1: unknown field `sockets`, expected one of `state_dir`, `pin_root`, `cgroup`, `socket`, `datapath`, `capacities`, `journal`, `log`
-        "#]],
+        "]],
     );
     check(
         &place,
@@ -571,10 +571,10 @@ fn uninstall_asks_refuses_while_an_agent_runs_and_removes_the_state() {
     check(
         &place,
         &uninstall(&["--state"]),
-        &expect![[r#"
+        &expect![[r"
             exit 2
             holdfast: this asks before it goes on, and there is no terminal: use --yes
-        "#]],
+        "]],
     );
     assert!(place.path("state").exists());
     check(

@@ -144,7 +144,7 @@ mod tests {
         let mut histogram = Histogram::default();
         assert_eq!(histogram.quantile(0.5), None);
         histogram.buckets[bucket_of(Duration::from_micros(700))] = 99;
-        histogram.buckets[bucket_of(Duration::from_micros(5000))] = 1;
+        histogram.buckets[bucket_of(Duration::from_millis(5))] = 1;
         assert_eq!(histogram.quantile(0.5), Some(Duration::from_micros(1024)));
         assert_eq!(histogram.quantile(0.99), Some(Duration::from_micros(1024)));
         assert_eq!(histogram.quantile(1.0), Some(Duration::from_micros(8192)));
