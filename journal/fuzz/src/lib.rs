@@ -107,6 +107,8 @@ pub fn record(lsn: Lsn, previous_hash: RecordHash) -> Vec<u8> {
         monotonic_ns: lsn.0,
         boot_id: BootId([5; 16]),
         previous_hash,
+        received_wall_ns: Some(lsn.0),
+        client: Some("uid=0 gid=0 pid=4711".to_owned()),
     })
 }
 
