@@ -81,6 +81,23 @@ fn a_full_disk() {
 }
 
 #[test]
+fn a_file_system_that_becomes_read_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = SimulatedDisk::new(2);
+    let journal = open(&dir, &disk);
+    for version in 1..=20 {
+        push(&journal, version).unwrap();
+    }
+    disk.set_faults(Faults { read_only: true, ..Faults::default() });
+    assert_eq!(push_until_refused(&journal, 21), 21);
+    check_refusing(&journal, 21, "Read-only file system");
+    assert!(matches!(journal.resume(), Err(ResumeError::Disk { .. })), "it still is");
+    check_refusing(&journal, 21, "Read-only file system");
+    disk.set_faults(Faults::default());
+    check_going_on(journal, &dir, &disk, 21);
+}
+
+#[test]
 fn an_error_on_any_write_or_sync() {
     for ahead in 0..12 {
         let dir = tempfile::tempdir().unwrap();

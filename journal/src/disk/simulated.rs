@@ -8,6 +8,7 @@
 //! * A sync may fail (EIO). Any subset of the unsynced sectors is on the disk then; the rest is lost, but reads show it until
 //!   the cache is dropped, and the next sync says nothing (as Linux behaves).
 //! * A write may fail (EIO) with any prefix of its sectors written; extending a file may fail for lack of space (ENOSPC).
+//! * The file system may become read-only (EROFS), as some do by themselves after an error.
 //! * Bits may flip at rest ([`SimulatedDisk::flip`]).
 //! * A disk may lie: syncs that do nothing and say they did ([`Faults::lying_sync`]). Nothing can survive that; it is here so
 //!   that a simulation can show it would notice.
@@ -34,6 +35,8 @@ pub struct Faults {
     pub eio_at: BTreeSet<u64>,
     /// Bytes that all files together may take.
     pub capacity_bytes: Option<u64>,
+    /// Everything that would change something fails with EROFS.
+    pub read_only: bool,
     /// Syncs do nothing.
     pub lying_sync: bool,
 }
@@ -144,6 +147,9 @@ impl SimulatedDisk {
         let mut state = self.lock();
         if !state.powered {
             return Err(power_is_off());
+        }
+        if state.faults.read_only {
+            return Err(Errno::ROFS.into());
         }
         let number = state.operations;
         state.operations += 1;
