@@ -557,9 +557,10 @@ fn start(config: Config, dir: std::path::PathBuf, log: OpenLog, running: Running
     Ok(Inner { config, report, intake, durable, library, shelf, bell, stored, keeper, activity, threads, _lock: lock })
 }
 
-/// Work that yields to whoever waits for an ack.
+/// Work that yields to whoever waits for an ack, but not so much that a busy machine starves it: pushes wait for a store that is
+/// far behind.
 fn in_background(work: impl FnOnce() + Send + 'static) -> Box<dyn FnOnce() + Send> {
-    const NICENESS: i32 = 19;
+    const NICENESS: i32 = 5;
     Box::new(move || {
         // On Linux this is the calling thread's own. Without it everything works, only less smoothly.
         let _ = rustix::process::setpriority_process(None, NICENESS);
