@@ -17,7 +17,8 @@
 //! write, one fdatasync, then the durable head moves and all of it is acknowledged.
 //!
 //! **Out.** [`Journal::read_from`] reads what is durable, from any LSN on. [`Journal::resource`] and its companions read the
-//! store, which follows; [`Journal::wait_stored`] waits until it has caught up with what one has written.
+//! store, which follows; [`Journal::wait_stored`] waits until it has caught up with what one has written. [`Reader`] is all that
+//! needs no store, of a running journal or of a directory that nobody has open.
 //!
 //! **Failure.** A write or sync that fails is final: the writer stops, every queued push gets the error, and the cause is kept
 //! ([`Journal::failure`]). Reads go on. [`Journal::resume`] opens the log again behind the last durable record.
