@@ -71,6 +71,9 @@ pub enum Command {
     #[command(after_help = "Example:\n  holdfast status --wait --timeout 30s")]
     Status(StatusArgs),
     /// Look into the journal: what happened on this node; verify, export, save and keep it.
+    #[command(
+        after_help = "Examples:\n  holdfast journal log --since -10m\n  holdfast journal verify --state-dir /var/lib/holdfast"
+    )]
     Journal(JournalArgs),
     /// Look at this machine: what the agent needs, what is there, what is missing and how to get it.
     #[command(after_help = "Example:\n  sudo holdfast doctor")]

@@ -1,9 +1,12 @@
 //! What the API and the command line show of a journal: the same, whether an agent runs it or a directory is read.
 
+use std::time::Duration;
+
 use api::journal::{JournalError, Position, RecordsQuery};
 use api::proto;
 use journal::{
-    Checkpoint, Compacted, Filter, Histogram, ReadError, Reader, Selection, Stats, VerifyProgress, VerifyReport,
+    Checkpoint, Compacted, Filter, Histogram, ReadError, Reader, Retention, Selection, Stats, VerifyProgress,
+    VerifyReport,
 };
 use storage_schema::id::Lsn;
 
@@ -98,4 +101,19 @@ pub(crate) fn report(report: &VerifyReport) -> proto::VerifyReport {
         bytes: report.bytes,
         damages: report.wrong.iter().map(damage).collect(),
     }
+}
+
+/// What a request wants kept; what it does not mention at all, as `settings` say.
+pub(crate) fn retention(
+    request: &proto::CompactJournalRequest,
+    settings: Retention,
+) -> Result<Retention, JournalError> {
+    let age = match request.keep_age {
+        None => None,
+        Some(age) => {
+            Some(Duration::try_from(age).map_err(|_| JournalError::Invalid("keep_age: is negative".to_owned()))?)
+        }
+    };
+    let asked = Retention { records: request.keep_records, bytes: request.keep_bytes, age };
+    Ok(if asked == Retention::default() { settings } else { asked })
 }

@@ -610,7 +610,7 @@ fn help_has_an_example_for_each_command_and_the_exit_codes() {
     let place = Place::new();
     let help = place.run(&["--help"]).succeeded().stdout;
     assert!(help.contains("Exit codes:\n  0  it did what was asked\n"), "{help}");
-    for command in ["agent", "apply", "delete", "get", "status", "doctor", "uninstall"] {
+    for command in ["agent", "apply", "delete", "get", "status", "doctor", "journal", "uninstall"] {
         assert!(help.contains(&format!("  {command} ")), "{command}");
         let help = place.run(&[command, "--help"]).succeeded().stdout;
         assert!(help.contains("holdfast ") && help.contains("Example"), "{command}: {help}");

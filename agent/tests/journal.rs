@@ -270,3 +270,26 @@ fn settings_reach_the_journal() {
     let refused = place.run_agent(&["--journal-group-wait", "2s"], &[]);
     assert!(refused.code == 2 && refused.stderr.contains("group_wait"), "{refused:?}");
 }
+
+#[test]
+fn each_command_has_an_example() {
+    let place = Place::new();
+    for command in [
+        "log",
+        "show",
+        "verify",
+        "repair",
+        "checkpoint",
+        "compact",
+        "export",
+        "import",
+        "snapshot",
+        "snapshot save",
+        "snapshot restore",
+        "stats",
+    ] {
+        let arguments = ["journal"].into_iter().chain(command.split(' ')).chain(["--help"]);
+        let help = place.run(&arguments.collect::<Vec<_>>()).succeeded().stdout;
+        assert!(help.contains("Example") && help.contains(&format!("holdfast journal {command}")), "{command}: {help}");
+    }
+}

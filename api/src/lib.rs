@@ -7,7 +7,7 @@
 //! * [`journal`]: reading the journal through it.
 //! * [`client`]: the other end, which speaks `storage-schema` types.
 //!
-//! Architecture invariant: `api` knows neither journal nor maps. Whether a transaction fits the state is decided behind
+//! Architecture invariant: `api` depends on neither journal nor maps. Whether a transaction fits the state is decided behind
 //! [`server::Backend`]; here it is only decided whether a message says anything at all. Only this crate names tonic.
 
 #![forbid(unsafe_code)]

@@ -34,7 +34,7 @@
 //!   from a torn write, damage to the whole last group, is reported as `OpenReport::lost` when the store knows better.)
 //! * `DERIVED`: the store can be deleted at any time; it equals the fold of the log up to its LSN or it is rebuilt.
 //! * `ONCE`: a (source, version) is in the log at most once, however often it is pushed.
-//! * `BOUNDED`: queue, group, record, receipts and the store's cache have limits.
+//! * `BOUNDED`: queue, group, record, receipts, the store's cache and its lag have limits.
 //!
 //! Architecture invariant: this crate knows no meaning of a resource; it validates nothing but sizes and origins.
 //!

@@ -53,7 +53,7 @@ pub enum JournalCommand {
     #[command(after_help = "Example:\n  holdfast journal import journal.jsonl --state-dir ./elsewhere")]
     Import(ImportArgs),
     /// Save the whole journal to one file while the agent runs, or put it back into an empty state directory.
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example:\n  holdfast journal snapshot save node-1.holdfast")]
     Snapshot(SnapshotCommand),
     /// Show how much there is, and how fast the disk is.
     #[command(after_help = "Example:\n  holdfast journal stats -o json")]

@@ -175,7 +175,7 @@ impl Backend for Node {
         &self,
         request: proto::CompactJournalRequest,
     ) -> Result<proto::CompactJournalResponse, JournalError> {
-        let (journal, retention) = (self.journal.clone(), streams::retention(&request, self.retention)?);
+        let (journal, retention) = (self.journal.clone(), journal_view::retention(&request, self.retention)?);
         streams::blocking(move || Ok(journal_view::compacted(&journal.compact(&retention).map_err(refused)?))).await
     }
 

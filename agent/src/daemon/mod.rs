@@ -6,7 +6,7 @@
 
 mod backend;
 mod rejection;
-pub(crate) mod streams;
+mod streams;
 
 use std::future::Future;
 use std::io::{self, IsTerminal as _};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use api::journal::{EncodedRecord, JournalError, RecordsQuery};
 use api::proto;
 use api::server::Flow;
-use journal::{Filter, Journal, Retention};
+use journal::{Filter, Journal};
 use storage_schema::id::Lsn;
 use tokio::sync::mpsc::{self, Sender};
 
@@ -154,19 +154,4 @@ impl Write for Chunks {
         let chunk = std::mem::take(&mut self.chunk);
         self.sender.blocking_send(Ok(chunk)).map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
-}
-
-/// What a request wants kept; what it does not mention at all, as `settings` say.
-pub(crate) fn retention(
-    request: &proto::CompactJournalRequest,
-    settings: Retention,
-) -> Result<Retention, JournalError> {
-    let age = match request.keep_age {
-        None => None,
-        Some(age) => {
-            Some(Duration::try_from(age).map_err(|_| JournalError::Invalid("keep_age: is negative".to_owned()))?)
-        }
-    };
-    let asked = Retention { records: request.keep_records, bytes: request.keep_bytes, age };
-    Ok(if asked == Retention::default() { settings } else { asked })
 }

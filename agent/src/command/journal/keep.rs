@@ -10,7 +10,6 @@ use serde_json::{Value, json};
 use super::source::Place;
 use crate::cli::{CompactArgs, Output, PrintArgs};
 use crate::command::block_on;
-use crate::daemon::streams::retention;
 use crate::exit::Failure;
 use crate::journal_view;
 use crate::output;
@@ -32,7 +31,7 @@ pub(super) fn compact(place: &Place<'_>, args: &CompactArgs) -> Result<(), Failu
     let done = match place.state_dir {
         None => block_on(async { Ok(place.agent().await?.compact_journal(request).await?) })?,
         Some(_) => {
-            let retention = retention(&request, place.config()?.journal().retention)?;
+            let retention = journal_view::retention(&request, place.config()?.journal().retention)?;
             journal_view::compacted(&place.open()?.compact(&retention)?)
         }
     };
