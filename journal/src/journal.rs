@@ -18,7 +18,6 @@ use crate::config::Config;
 use crate::durable::{Durable, Head};
 use crate::error::{AppendError, OpenError, OriginError, ReadError, ResumeError, WriteFailure};
 use crate::follow::{Bell, Follower, Stored};
-use crate::index;
 use crate::keep::{Compacted, Keeper};
 use crate::lock::{Lock, lock_state_dir, read_identity, remove_state_dir, write_identity};
 use crate::read::{EncodedRecord, Library, Records};
@@ -32,7 +31,6 @@ use crate::segment::write::resume_log;
 use crate::shelf::{CHECKPOINTS_DIR, Shelf};
 use crate::snapshot::{Snapshot, SnapshotError, save};
 use crate::sources::{SourceState, Sources, Standing};
-use crate::state::{State, state_at};
 use crate::stats::{Activity, Stats};
 use crate::store::{Store, StoredResource};
 use crate::verify::{VerifyProgress, VerifyReport, verify_log};
@@ -292,20 +290,9 @@ impl Journal {
         Ok(RecordStream::new(self.read_from(first)?, self.durable()))
     }
 
-    /// A reader of the same journal, for those who need no more; it sees what becomes durable.
+    /// A reader of the same journal, which sees what becomes durable: records by time and by resource, and past states.
     pub fn reader(&self) -> Reader {
         Reader::of(self.inner.library.clone(), self.inner.config.state_dir.join(CHECKPOINTS_DIR))
-    }
-
-    /// The last record at which the wall clock showed `wall_ns` (since 1970-01-01 UTC) or less; the one before the oldest if
-    /// there is none. Order is by LSN; should the clock have stepped back, the last moment at which it showed the time counts.
-    pub fn lsn_at(&self, wall_ns: u64) -> Result<Lsn, ReadError> {
-        index::lsn_at(&self.inner.library, wall_ns)
-    }
-
-    /// The records from `from` to `to` (inclusive) that changed a resource, ascending.
-    pub fn history(&self, key: &ResourceKey, from: Lsn, to: Lsn) -> Result<Vec<Lsn>, ReadError> {
-        index::history(&self.inner.library, key, from, to)
     }
 
     /// Waits until the store shows at least `lsn`, so that one reads what one has written. Wait for its ack first: the store
@@ -355,11 +342,6 @@ impl Journal {
         })
     }
 
-    /// The state as it was after record `lsn`: the nearest checkpoint before it, and the log from there on.
-    pub fn state_at(&self, lsn: Lsn) -> Result<State, ReadError> {
-        state_at(&self.inner.library, &self.inner.shelf.checkpoints()?, lsn)
-    }
-
     /// Makes a checkpoint of the state at a record that is durable by now or later, and reads it back. Appends go on meanwhile.
     pub fn checkpoint(&self) -> Result<Checkpoint, ReadError> {
         self.blocking_wait_stored(self.inner.library.durable_lsn())?;
@@ -376,11 +358,6 @@ impl Journal {
     /// Writes the whole journal, as it is now, into one file ([`crate::restore`] reads it). Appends go on meanwhile.
     pub fn snapshot(&self, out: &mut dyn io::Write) -> Result<Snapshot, SnapshotError> {
         save(&self.inner.keeper, out)
-    }
-
-    /// The checkpoints there are, oldest first.
-    pub fn checkpoints(&self) -> Result<Vec<Checkpoint>, ReadError> {
-        Ok(self.inner.shelf.checkpoints()?)
     }
 
     /// Makes a checkpoint, then lets go what `retention` does not want kept: whole segments behind the oldest checkpoint that

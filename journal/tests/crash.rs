@@ -228,7 +228,7 @@ fn check_forgetful(dir: &Path, acked: &[Acked]) {
     }
     assert_eq!(next, report.durable_lsn.next());
     assert!(acked.iter().all(|ack| ack.lsn <= report.durable_lsn));
-    let state = journal.state_at(report.durable_lsn).unwrap();
+    let state = journal.reader().state_at(report.durable_lsn).unwrap();
     let folded: Vec<_> = state.iter().map(|stored| (stored.name, stored.changed_lsn, stored.encoded)).collect();
     let mut stored = Vec::new();
     journal

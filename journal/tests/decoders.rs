@@ -170,7 +170,7 @@ fn an_index_with_blocks_of_no_segment_is_made_again() {
             let submit = journal.blocking_reserve().unwrap();
             submit.submit(transaction("cp", Some(number), deltas)).unwrap().ack.blocking_wait().unwrap();
         }
-        journal.lsn_at(0).unwrap();
+        journal.reader().lsn_at(0).unwrap();
     }
     let valid = std::fs::read(&index).unwrap();
     for first_block in [0, 2, 600, u64::MAX] {
@@ -182,7 +182,7 @@ fn an_index_with_blocks_of_no_segment_is_made_again() {
         std::fs::write(&index, &bytes).unwrap();
         let journal = Journal::open(config.clone()).unwrap();
         let wall_ns = journal.record(Lsn(1)).unwrap().wall_ns;
-        assert!((Lsn(1)..Lsn(700)).contains(&journal.lsn_at(wall_ns).unwrap()), "{first_block}");
+        assert!((Lsn(1)..Lsn(700)).contains(&journal.reader().lsn_at(wall_ns).unwrap()), "{first_block}");
         assert_eq!(std::fs::read(&index).unwrap(), valid, "{first_block}");
     }
 }

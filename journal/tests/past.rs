@@ -62,14 +62,14 @@ fn the_state_at_any_record_is_the_fold_up_to_it() {
     }
     append(&journal, 601, 650, &mut folded, &mut states);
     for lsn in (0..=650).step_by(13).chain([149, 150, 151, 650]) {
-        let state = journal.state_at(Lsn(lsn)).unwrap();
+        let state = journal.reader().state_at(Lsn(lsn)).unwrap();
         assert_eq!(state.head().lsn, Lsn(lsn));
         assert_eq!(as_folded(&state), states[usize::try_from(lsn).unwrap()], "at {lsn}");
         if lsn > 0 {
             assert_eq!(state.head().hash, journal.encoded_record(Lsn(lsn)).unwrap().hash());
         }
     }
-    assert!(matches!(journal.state_at(Lsn(651)), Err(ReadError::NotThere { .. })));
+    assert!(matches!(journal.reader().state_at(Lsn(651)), Err(ReadError::NotThere { .. })));
 }
 
 #[test]
@@ -99,9 +99,9 @@ fn the_past_goes_in_whole_segments_and_everything_else_stays() {
     assert!(end.is_none() || matches!(end, Some(ReadError::Compacted { .. })), "{end:?}");
 
     for lsn in [500, 501, 777, 1000] {
-        assert_eq!(as_folded(&journal.state_at(Lsn(lsn)).unwrap()), states[usize::try_from(lsn).unwrap()]);
+        assert_eq!(as_folded(&journal.reader().state_at(Lsn(lsn)).unwrap()), states[usize::try_from(lsn).unwrap()]);
     }
-    assert!(matches!(journal.state_at(Lsn(10)), Err(ReadError::NoState { oldest_lsn: Lsn(500), .. })));
+    assert!(matches!(journal.reader().state_at(Lsn(10)), Err(ReadError::NoState { oldest_lsn: Lsn(500), .. })));
     drop(reader);
     drop(journal);
 
@@ -113,7 +113,7 @@ fn the_past_goes_in_whole_segments_and_everything_else_stays() {
     let journal = Journal::open(config(&dir)).unwrap();
     assert!(journal.open_report().store_rebuilt.is_some());
     assert_eq!(journal.open_report().folded, 0, "the newest checkpoint is at the last record");
-    let stored = journal.state_at(Lsn(1000)).unwrap();
+    let stored = journal.reader().state_at(Lsn(1000)).unwrap();
     assert_eq!(as_folded(&stored), folded);
     assert_eq!(journal.resources_count().unwrap(), folded.len() as u64);
     assert!(matches!(journal.origin(&origin("cp", 1, 999)).unwrap(), OriginState::Duplicate(_)), "receipts come along");
@@ -137,7 +137,7 @@ fn a_damaged_checkpoint_is_passed_over() {
     fs::write(dir.path().join("checkpoints/00000000000000000250.new"), "half").unwrap();
     let journal = Journal::open(config(&dir)).unwrap();
     assert_eq!(journal.open_report().folded, 100, "from the older checkpoint on");
-    assert_eq!(as_folded(&journal.state_at(Lsn(300)).unwrap()), folded);
+    assert_eq!(as_folded(&journal.reader().state_at(Lsn(300)).unwrap()), folded);
     assert!(!dir.path().join("checkpoints/00000000000000000250.new").exists());
 }
 
@@ -160,7 +160,7 @@ fn checkpoints_and_retention_happen_by_themselves_and_disk_stays_bounded() {
         assert!(number < 200_000, "nothing was ever let go");
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert_eq!(as_folded(&journal.state_at(Lsn(number)).unwrap()), folded);
+    assert_eq!(as_folded(&journal.reader().state_at(Lsn(number)).unwrap()), folded);
 }
 
 /// A wall clock that is set by hand.
@@ -196,7 +196,7 @@ fn records_are_found_by_time_even_if_the_clock_steps_back() {
     let check = |journal: &Journal| {
         for wall_ns in (99_000..132_000).step_by(171).chain([0, u64::MAX, 100_010, 100_009]) {
             let expected = (1..=3000).rev().find(|lsn| walls[*lsn] <= wall_ns).unwrap_or(0);
-            assert_eq!(journal.lsn_at(wall_ns).unwrap(), Lsn(expected as u64), "at {wall_ns}");
+            assert_eq!(journal.reader().lsn_at(wall_ns).unwrap(), Lsn(expected as u64), "at {wall_ns}");
         }
     };
     check(&journal);
@@ -223,12 +223,12 @@ fn a_resource_has_its_history() {
     for number in 0..30 {
         let key = ResourceKey::new(Kind::Service, format!("shop/svc-{number:02}"));
         let expected: Vec<Lsn> = (1..=1500).filter(|lsn| lsn * 7 % 30 == number).map(Lsn).collect();
-        assert_eq!(journal.history(&key, Lsn(1), Lsn(u64::MAX)).unwrap(), expected);
+        assert_eq!(journal.reader().history(&key, Lsn(1), Lsn(u64::MAX)).unwrap(), expected);
         let part: Vec<Lsn> = expected.into_iter().filter(|lsn| (Lsn(400)..=Lsn(1111)).contains(lsn)).collect();
-        assert_eq!(journal.history(&key, Lsn(400), Lsn(1111)).unwrap(), part);
+        assert_eq!(journal.reader().history(&key, Lsn(400), Lsn(1111)).unwrap(), part);
     }
     let nothing = ResourceKey::new(Kind::Workload, "shop/svc-01");
-    assert_eq!(journal.history(&nothing, Lsn(1), Lsn(1500)).unwrap(), []);
+    assert_eq!(journal.reader().history(&nothing, Lsn(1), Lsn(1500)).unwrap(), []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

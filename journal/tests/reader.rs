@@ -49,9 +49,10 @@ fn a_stopped_journal_is_read_and_not_changed() {
     append(&journal, 1500);
     let checkpoint = journal.checkpoint().unwrap();
     append(&journal, 500);
-    let (record, state) = (journal.record(Lsn(1234)).unwrap().into_inner(), journal.state_at(Lsn(1999)).unwrap());
+    let (record, state) =
+        (journal.record(Lsn(1234)).unwrap().into_inner(), journal.reader().state_at(Lsn(1999)).unwrap());
     let key = ResourceKey::new(Kind::Service, "shop/svc-3");
-    let history = journal.history(&key, Lsn(1), Lsn(2000)).unwrap();
+    let history = journal.reader().history(&key, Lsn(1), Lsn(2000)).unwrap();
     assert!(matches!(Reader::open(dir.path()), Err(OpenError::InUse { pid, .. }) if pid == std::process::id()));
     drop(journal);
 

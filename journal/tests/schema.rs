@@ -124,7 +124,7 @@ fn stored(journal: &Journal) -> Contents {
 }
 
 fn state_at(journal: &Journal, lsn: Lsn) -> Contents {
-    let state = journal.state_at(lsn).unwrap();
+    let state = journal.reader().state_at(lsn).unwrap();
     assert_eq!(state.head().lsn, lsn);
     state
         .iter()
@@ -146,11 +146,11 @@ fn check(journal: &Journal, expected: &[EncodedRecord]) {
             record.decode().unwrap().transaction.deltas.iter().any(|delta| delta.key() == key)
         };
         let history: Vec<Lsn> = expected.iter().filter(changed).map(|record| record.lsn).collect();
-        assert_eq!(journal.history(&key, Lsn(1), last).unwrap(), history);
+        assert_eq!(journal.reader().history(&key, Lsn(1), last).unwrap(), history);
     }
     let walls: Vec<u64> = expected.iter().map(|record| record.decode().unwrap().wall_ns).collect();
     for lsn in [1, 11, 12, 19, expected.len()] {
-        let found = journal.lsn_at(walls[lsn - 1]).unwrap();
+        let found = journal.reader().lsn_at(walls[lsn - 1]).unwrap();
         assert_eq!(found, Lsn(walls.iter().rposition(|wall_ns| *wall_ns <= walls[lsn - 1]).unwrap() as u64 + 1));
     }
     let mut stream = journal.watch(Lsn(17)).unwrap();

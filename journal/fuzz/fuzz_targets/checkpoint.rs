@@ -33,7 +33,7 @@ fuzz_target!(|input: Input| {
     let path = sample.state.join("checkpoints/00000000000000000009.ckpt");
     std::fs::write(&path, &file).expect("a file");
     let verified = journal::verify_checkpoint(&path, STORE).is_ok();
-    if let Ok(state) = sample.journal.state_at(Lsn(9)) {
+    if let Ok(state) = sample.journal.reader().state_at(Lsn(9)) {
         for resource in state.iter() {
             let _ = storage_schema::codec::decode_resource(resource.encoded);
         }

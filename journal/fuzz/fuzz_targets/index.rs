@@ -35,10 +35,10 @@ fuzz_target!(|input: Input| {
     }
     std::fs::write(sample.state.join("journal/00000000000000000001.idx"), &file).expect("a file");
     for wall_ns in [input.wall_ns, 1_700_000_000_000_000_003] {
-        let _ = sample.journal.lsn_at(wall_ns);
+        let _ = sample.journal.reader().lsn_at(wall_ns);
     }
     let key = ResourceKey::new(Kind::Service, format!("shop/svc-{}", input.name % 4));
-    if let Ok(found) = sample.journal.history(&key, Lsn(1), Lsn(9)) {
+    if let Ok(found) = sample.journal.reader().history(&key, Lsn(1), Lsn(9)) {
         assert!(found.iter().all(|lsn| (1..=9).contains(&lsn.0)));
     }
 });

@@ -209,12 +209,13 @@ pub fn sample() -> &'static Sample {
         }
         log.write(&state);
         let journal = Journal::open(config(&state)).expect("a valid journal");
-        journal.history(&ResourceKey::new(Kind::Service, "x"), Lsn(1), Lsn(9)).expect("makes the indexes");
+        journal.reader().history(&ResourceKey::new(Kind::Service, "x"), Lsn(1), Lsn(9)).expect("makes the indexes");
         let (mut snapshot, mut export) = (Vec::new(), Vec::new());
         journal.snapshot(&mut snapshot).expect("a snapshot");
         let mut records = journal.read_from(Lsn(1)).expect("records");
         journal::export_jsonl(&mut records, Lsn(9), &mut export).expect("an export");
-        let checkpoint = std::fs::read(&journal.checkpoints().expect("checkpoints")[0].path).expect("a checkpoint");
+        let checkpoint =
+            std::fs::read(&journal.reader().checkpoints().expect("checkpoints")[0].path).expect("a checkpoint");
         let index = std::fs::read(state.join("journal/00000000000000000001.idx")).expect("an index");
         Sample { journal, state, checkpoint, index, snapshot, export }
     })
