@@ -121,18 +121,21 @@ pub struct AgentArgs {
     /// Where the agent keeps its things.
     #[command(flatten)]
     pub places: Places,
-    /// Room for service ports, counted once for each address family.
+    /// The most service ports, counted once for each address family.
     #[arg(long, env = "HOLDFAST_CAPACITY_SERVICES", value_name = "N")]
     pub capacity_services: Option<u32>,
-    /// Room for frontends: virtual address, port and protocol.
+    /// The most frontends: virtual address, port and protocol.
     #[arg(long, env = "HOLDFAST_CAPACITY_FRONTENDS", value_name = "N")]
     pub capacity_frontends: Option<u32>,
-    /// Room for socket addresses of workloads.
+    /// The most socket addresses of workloads.
     #[arg(long, env = "HOLDFAST_CAPACITY_BACKENDS", value_name = "N")]
     pub capacity_backends: Option<u32>,
-    /// Room for endpoints: the sum of the sizes of all service ports' backend sets.
+    /// The most endpoints: the sum of the sizes of all service ports' backend sets.
     #[arg(long, env = "HOLDFAST_CAPACITY_ENDPOINTS", value_name = "N")]
     pub capacity_endpoints: Option<u32>,
+    /// How often the tables are compared with the journal, cell by cell [default: 5m].
+    #[arg(long, env = "HOLDFAST_VERIFY_INTERVAL", value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub verify_interval: Option<Duration>,
     /// How the journal is written and kept.
     #[command(flatten)]
     pub journal: JournalSettings,
@@ -176,7 +179,7 @@ pub struct JournalSettings {
     pub keep_age: Option<Duration>,
 }
 
-fn duration<'de, D: serde::Deserializer<'de>>(text: D) -> Result<Option<Duration>, D::Error> {
+pub(crate) fn duration<'de, D: serde::Deserializer<'de>>(text: D) -> Result<Option<Duration>, D::Error> {
     let text = <String as serde::Deserialize>::deserialize(text)?;
     humantime::parse_duration(&text).map(Some).map_err(serde::de::Error::custom)
 }

@@ -22,6 +22,9 @@ const STATE_DIR: &str = "/var/lib/holdfast";
 const PIN_ROOT: &str = "/sys/fs/bpf/holdfast";
 const SOCKET: &str = "/run/holdfast/holdfast.sock";
 const LOG_FILTER: &str = "info";
+const VERIFY_INTERVAL: Duration = Duration::from_mins(5);
+/// A comparison reads the journal's whole state: not all the time.
+const VERIFY_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
 /// The entries that one table may have at most: one map of this many 64-byte cells takes 4 GiB.
 const CAPACITY_MAX: u32 = 1 << 26;
@@ -39,8 +42,10 @@ pub struct Config {
     pub socket: PathBuf,
     /// Where the tables are.
     pub datapath: Datapath,
-    /// Room in the tables.
+    /// The most entries that are admitted to the tables.
     pub capacities: Capacities,
+    /// How often the tables are compared with the journal.
+    pub verify_interval: Duration,
     /// How the journal is written and kept.
     pub journal: Journaling,
     /// What to log.
@@ -101,6 +106,8 @@ struct File {
     cgroup: Option<PathBuf>,
     socket: Option<PathBuf>,
     datapath: Option<Datapath>,
+    #[serde(default, deserialize_with = "crate::cli::duration")]
+    verify_interval: Option<Duration>,
     #[serde(default)]
     capacities: FileCapacities,
     #[serde(default)]
@@ -144,6 +151,7 @@ impl Config {
                 backends: room(args.capacity_backends, file.capacities.backends, defaults.backends),
                 endpoints: room(args.capacity_endpoints, file.capacities.endpoints, defaults.endpoints),
             },
+            verify_interval: args.verify_interval.or(file.verify_interval).unwrap_or(VERIFY_INTERVAL),
             journal: Journaling::from(args.journal.clone().or(&file.journal)),
             log_filter: args.log.clone().or(file.log.filter).unwrap_or_else(|| LOG_FILTER.to_owned()),
             log_format: args.log_format.or(file.log.format).unwrap_or(LogFormat::Text),
@@ -189,6 +197,10 @@ impl Config {
             if !(1..=CAPACITY_MAX).contains(&capacity) {
                 return invalid(setting, format!("must be 1 to {CAPACITY_MAX}, not {capacity}"));
             }
+        }
+        if self.verify_interval < VERIFY_INTERVAL_MIN {
+            let given = humantime::format_duration(self.verify_interval);
+            return invalid("verify_interval", format!("must be at least 1s, not {given}"));
         }
         if let Err(error) = EnvFilter::try_new(&self.log_filter) {
             return invalid("log.filter", format!("`{}` is not a log filter: {error}", self.log_filter));

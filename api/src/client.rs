@@ -17,6 +17,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::convert::{Path as FieldPath, decode_resource, encode_key, encode_kind, encode_transaction};
 use crate::journal::{EncodedRecord, JournalError, RecordsQuery, encode_query};
+use crate::proto::datapath_service_client::DatapathServiceClient;
 use crate::proto::journal_service_client::JournalServiceClient;
 use crate::proto::push_service_client::PushServiceClient;
 use crate::proto::resource_service_client::ResourceServiceClient;
@@ -176,6 +177,20 @@ impl Client {
         let mut client = StatusServiceClient::new(self.channel.clone());
         let answer = client.get_status(proto::GetStatusRequest {}).await.map_err(|status| self.error(&status))?;
         Ok(decode_status(answer.into_inner())?)
+    }
+
+    /// Has the agent compare its tables with the journal.
+    pub async fn verify_tables(&self) -> Result<proto::VerifyTablesResponse, ClientError> {
+        let mut client = DatapathServiceClient::new(self.channel.clone());
+        let answer = client.verify_tables(proto::VerifyTablesRequest {}).await;
+        Ok(answer.map_err(|status| self.error(&status))?.into_inner())
+    }
+
+    /// Has the agent make a new generation; its name, empty without a kernel datapath.
+    pub async fn renew_generation(&self) -> Result<String, ClientError> {
+        let mut client = DatapathServiceClient::new(self.channel.clone());
+        let answer = client.renew_generation(proto::RenewGenerationRequest {}).await;
+        Ok(answer.map_err(|status| self.error(&status))?.into_inner().generation)
     }
 
     /// The records that a query names, as they come.

@@ -22,6 +22,7 @@ use tower::limit::GlobalConcurrencyLimitLayer;
 
 use crate::convert::{Path, decode_key, decode_kind, decode_transaction, encode_resource};
 use crate::journal::{EncodedRecord, JournalError, RecordsQuery, decode_query, encode_batch};
+use crate::proto::datapath_service_server::{DatapathService, DatapathServiceServer};
 use crate::proto::journal_service_server::{JournalService, JournalServiceServer};
 use crate::proto::push_service_server::{PushService, PushServiceServer};
 use crate::proto::resource_service_server::{ResourceService, ResourceServiceServer};
@@ -86,6 +87,12 @@ pub trait Backend: Send + Sync + 'static {
     /// The journal as a file, chunk by chunk.
     fn snapshot(&self) -> impl Future<Output = Result<Flow<Vec<u8>>, JournalError>> + Send;
 
+    /// Compares the tables with the journal's state.
+    fn verify_tables(&self) -> impl Future<Output = Result<proto::VerifyTablesResponse, DatapathError>> + Send;
+
+    /// Builds a new generation and switches to it; its name.
+    fn renew_generation(&self) -> impl Future<Output = Result<String, DatapathError>> + Send;
+
     /// The agent's condition.
     fn status(&self) -> impl Future<Output = Status> + Send;
 }
@@ -103,6 +110,14 @@ pub struct Read<T> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the store cannot be read: {cause}")]
 pub struct Unreadable {
+    /// Why not.
+    pub cause: String,
+}
+
+/// What was asked of the datapath was not done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{cause}")]
+pub struct DatapathError {
     /// Why not.
     pub cause: String,
 }
@@ -149,6 +164,7 @@ pub async fn serve<B: Backend>(
     let push = PushServiceServer::new(handler.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let resource = ResourceServiceServer::new(handler.clone()).max_encoding_message_size(MESSAGE_BYTES_MAX);
     let journal = JournalServiceServer::new(handler.clone());
+    let datapath = DatapathServiceServer::new(handler.clone());
     let status = StatusServiceServer::new(handler);
     tonic::transport::Server::builder()
         .timeout(limits.request_timeout)
@@ -160,6 +176,7 @@ pub async fn serve<B: Backend>(
         .add_service(resource)
         .add_service(status)
         .add_service(journal)
+        .add_service(datapath)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
         .await
         .map_err(ServeError::Serve)
@@ -341,6 +358,24 @@ impl<B: Backend> JournalService for Handler<B> {
         let permit = self.stream().map_err(|error| error.to_status())?;
         let flow = self.backend.snapshot().await.map_err(|error| error.to_status())?;
         Ok(Response::new(passed_on(permit, flow, |chunk| Ok(proto::SaveSnapshotResponse { chunk }))))
+    }
+}
+
+#[tonic::async_trait]
+impl<B: Backend> DatapathService for Handler<B> {
+    async fn verify_tables(
+        &self,
+        _request: Request<proto::VerifyTablesRequest>,
+    ) -> Result<Response<proto::VerifyTablesResponse>, RpcStatus> {
+        self.backend.verify_tables().await.map(Response::new).map_err(|error| RpcStatus::internal(error.cause))
+    }
+
+    async fn renew_generation(
+        &self,
+        _request: Request<proto::RenewGenerationRequest>,
+    ) -> Result<Response<proto::RenewGenerationResponse>, RpcStatus> {
+        let generation = self.backend.renew_generation().await.map_err(|error| RpcStatus::internal(error.cause))?;
+        Ok(Response::new(proto::RenewGenerationResponse { generation }))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What an agent says about itself.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use storage_schema::id::{Epoch, Lsn, StoreId};
 use storage_schema::resource::Kind;
@@ -72,6 +72,23 @@ pub struct Datapath {
     pub pins: Vec<String>,
     /// Map entries written since the agent started.
     pub map_writes: u64,
+    /// Generations that were built since the agent was ready.
+    pub generations_built: u64,
+    /// What other hands have changed in the kernel.
+    pub drift: Drift,
+}
+
+/// What other hands have changed in the kernel, as far as it was found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Drift {
+    /// Links, pinned maps and pinned programs that were changed, since the agent started.
+    pub changes: u64,
+    /// When the tables were last compared with the journal.
+    pub compared_at: Option<SystemTime>,
+    /// Entries that this comparison looked at.
+    pub entries_checked: u64,
+    /// Entries that were not as the journal says, since the agent started.
+    pub entries_differing: u64,
 }
 
 /// What the last start of the agent had to do.
@@ -90,8 +107,10 @@ pub struct TablePressure {
     pub table: String,
     /// Entries in use.
     pub used: u64,
-    /// Entries it has room for.
+    /// Entries that are admitted at most.
     pub capacity: u64,
+    /// Entries that the present generation's table has room for.
+    pub room: u64,
 }
 
 /// A status message that cannot be read: the server speaks another version of the API.
@@ -104,7 +123,8 @@ pub struct UnreadableStatus {
 
 /// A status as a message.
 pub fn encode_status(status: Status) -> proto::GetStatusResponse {
-    let Datapath { kind, active_epoch, generation, cgroup, pins, map_writes } = status.datapath;
+    let Datapath { kind, active_epoch, generation, cgroup, pins, map_writes, generations_built, drift } =
+        status.datapath;
     proto::GetStatusResponse {
         version: status.version,
         store_id: status.store_id.0.to_vec(),
@@ -126,6 +146,13 @@ pub fn encode_status(status: Status) -> proto::GetStatusResponse {
             cgroup,
             pins,
             map_writes,
+            generations_built,
+            drift: Some(proto::DriftStatus {
+                changes: drift.changes,
+                compared_at: drift.compared_at.map(Into::into),
+                entries_checked: drift.entries_checked,
+                entries_differing: drift.entries_differing,
+            }),
         }),
         restart: Some(proto::RestartStatus {
             time_to_ready_us: status.restart.time_to_ready_us,
@@ -134,7 +161,7 @@ pub fn encode_status(status: Status) -> proto::GetStatusResponse {
         tables: status
             .tables
             .into_iter()
-            .map(|TablePressure { table, used, capacity }| proto::TablePressure { table, used, capacity })
+            .map(|TablePressure { table, used, capacity, room }| proto::TablePressure { table, used, capacity, room })
             .collect(),
         resources: status
             .resources
@@ -151,6 +178,8 @@ pub fn decode_status(message: proto::GetStatusResponse) -> Result<Status, Unread
     let journal = message.journal.ok_or(missing("journal"))?;
     let datapath = message.datapath.ok_or(missing("datapath"))?;
     let restart = message.restart.ok_or(missing("restart"))?;
+    // An older agent does not look for it.
+    let drift = datapath.drift.unwrap_or_default();
     Ok(Status {
         version: message.version,
         store_id: StoreId(message.store_id.try_into().map_err(|_| missing("store_id"))?),
@@ -170,12 +199,19 @@ pub fn decode_status(message: proto::GetStatusResponse) -> Result<Status, Unread
             cgroup: datapath.cgroup,
             pins: datapath.pins,
             map_writes: datapath.map_writes,
+            generations_built: datapath.generations_built,
+            drift: Drift {
+                changes: drift.changes,
+                compared_at: drift.compared_at.and_then(|at| at.try_into().ok()),
+                entries_checked: drift.entries_checked,
+                entries_differing: drift.entries_differing,
+            },
         },
         restart: Restart { time_to_ready_us: restart.time_to_ready_us, entries_rewritten: restart.entries_rewritten },
         tables: message
             .tables
             .into_iter()
-            .map(|proto::TablePressure { table, used, capacity }| TablePressure { table, used, capacity })
+            .map(|proto::TablePressure { table, used, capacity, room }| TablePressure { table, used, capacity, room })
             .collect(),
         // A kind that a newer agent knows is left out of an older client's report, which is what it can say about it.
         resources: message

@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use api::client::{Client, ClientError};
 use api::journal::{EncodedRecord, JournalError, Position, RecordsQuery};
 use api::proto::journal_service_client::JournalServiceClient;
 use api::proto::verify_journal_response::Step;
 use api::rejection::{Reason, Rejection, Violation};
-use api::server::{Backend, Flow, Limits, Read, Unreadable, serve};
+use api::server::{Backend, DatapathError, Flow, Limits, Read, Unreadable, serve};
 use api::socket::Socket;
-use api::status::{Datapath, DatapathKind, Restart, Status, TablePressure};
+use api::status::{Datapath, DatapathKind, Drift, Restart, Status, TablePressure};
 use api::{Level, Receipt, Stored, proto};
 use storage_schema::codec::encode_record;
 use storage_schema::id::{BootId, Epoch, Lsn, RecordHash, StoreId};
@@ -85,6 +85,14 @@ impl Backend for Fake {
             .map(stored)
             .collect();
         Ok(Read { value, state_lsn: Lsn(*self.pushed.lock().unwrap()) })
+    }
+
+    async fn verify_tables(&self) -> Result<proto::VerifyTablesResponse, DatapathError> {
+        Ok(proto::VerifyTablesResponse { epoch: 5, entries_checked: 9, repairing: true, ..Default::default() })
+    }
+
+    async fn renew_generation(&self) -> Result<String, DatapathError> {
+        Err(DatapathError { cause: "no room on the BPF file system".to_owned() })
     }
 
     async fn status(&self) -> Status {
@@ -184,9 +192,11 @@ fn status() -> Status {
             cgroup: "/sys/fs/cgroup".to_owned(),
             pins: vec!["/sys/fs/bpf/holdfast/gen-1/control".to_owned()],
             map_writes: 12,
+            generations_built: 1,
+            drift: Drift { changes: 2, compared_at: Some(UNIX_EPOCH), entries_checked: 9, entries_differing: 3 },
         },
         restart: Restart { time_to_ready_us: 4321, entries_rewritten: 0 },
-        tables: vec![TablePressure { table: "services".to_owned(), used: 3, capacity: 32768 }],
+        tables: vec![TablePressure { table: "services".to_owned(), used: 3, capacity: 32768, room: 1024 }],
         resources: vec![(Kind::Service, 3), (Kind::Workload, 6)],
         blocked_reason: Some("the kernel says EBUSY".to_owned()),
     }

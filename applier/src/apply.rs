@@ -85,6 +85,16 @@ pub enum ApplyError {
     /// The kernel refused a call.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// A cell that the applier has written shows nothing at the active epoch: somebody else has written to it.
+    #[error("cell {cell} of {table} has no version that is visible at epoch {epoch}: something else has written to it")]
+    Damaged {
+        /// Which table.
+        table: &'static str,
+        /// Which cell.
+        cell: u32,
+        /// The active epoch.
+        epoch: Epoch,
+    },
     /// Applying again what is visible already would change something: the tables are not what the journal says.
     #[error("the tables differ from the journal's state at their own epoch {epoch}: {entries} entries")]
     Differs {
@@ -219,7 +229,7 @@ impl<T: Tables> Applier<T> {
             self.diff_frontend(*key, *service, writes)?;
         }
         if let Some(node) = changes.node {
-            let (since, visible) = self.tables.visible::<Node>(0, self.active);
+            let (since, visible) = self.visible::<Node>(0)?;
             if visible != node {
                 writes.until = writes.until.max(since);
                 writes.node = Some(node);
@@ -237,7 +247,7 @@ impl<T: Tables> Applier<T> {
         let entry = RetiringEntry::Backend(key);
         let Some(address) = address else {
             if let Some(cell) = self.layout.backends.get(&key) {
-                self.diff_cell(cell, Backend::default(), entry, writes, |writes| &mut writes.backends);
+                self.diff_cell(cell, Backend::default(), entry, writes, |writes| &mut writes.backends)?;
             }
             return Ok(());
         };
@@ -250,15 +260,7 @@ impl<T: Tables> Applier<T> {
                 cell
             }
         };
-        let payload = Backend {
-            id: key.workload.0,
-            address,
-            port_be: key.port.to_be(),
-            family: key.family as u8,
-            ..Backend::default()
-        };
-        self.diff_cell(cell, payload, entry, writes, |writes| &mut writes.backends);
-        Ok(())
+        self.diff_cell(cell, backend_payload(key, address), entry, writes, |writes| &mut writes.backends)
     }
 
     fn diff_services(&mut self, changes: &Changes, target: Epoch, writes: &mut Writes) -> Result<(), ApplyError> {
@@ -269,7 +271,7 @@ impl<T: Tables> Applier<T> {
                 None => {
                     if let Some(cell) = self.layout.services.get(key) {
                         let entry = RetiringEntry::Service(*key);
-                        self.diff_cell(cell, Service::default(), entry, writes, |writes| &mut writes.services);
+                        self.diff_cell(cell, Service::default(), entry, writes, |writes| &mut writes.services)?;
                     }
                 }
             }
@@ -279,7 +281,7 @@ impl<T: Tables> Applier<T> {
         }
         let slots = |runs: &[NewRun]| runs.iter().map(|run| padded(length(&run.endpoints))).sum::<u32>();
         if !self.layout.runs.fits(slots(&runs)) {
-            self.move_other_runs(&mut runs, writes);
+            self.move_other_runs(&mut runs, writes)?;
             self.layout.runs.switch(target);
             writes.compacted = true;
         }
@@ -312,15 +314,8 @@ impl<T: Tables> Applier<T> {
         };
         let backend = |key| self.layout.backends.get(key).expect("a plan has an entry for each backend it names");
         let endpoints: Vec<u32> = entry.endpoints.iter().map(backend).collect();
-        let payload = Service {
-            id: key.service.0,
-            port: key.port,
-            family: key.family as u8,
-            protocol: key.protocol,
-            policy: entry.policy,
-            ..Service::default()
-        };
-        let (since, visible) = self.tables.visible::<Service>(cell, self.active);
+        let payload = service_payload(key, entry);
+        let (since, visible) = self.visible::<Service>(cell)?;
         let run = Service { run_offset: visible.run_offset, run_length: visible.run_length, ..payload };
         if visible == run
             && visible.run_length == length(&endpoints)
@@ -339,17 +334,18 @@ impl<T: Tables> Applier<T> {
     }
 
     /// Adds the runs of all other visible service ports, so that they are written to the other half.
-    fn move_other_runs(&self, runs: &mut Vec<NewRun>, writes: &mut Writes) {
+    fn move_other_runs(&self, runs: &mut Vec<NewRun>, writes: &mut Writes) -> Result<(), ApplyError> {
         let written = runs.iter().map(|run| run.cell).chain(writes.services.iter().map(|(cell, _)| *cell));
         let written: HashSet<u32> = written.collect();
         for (_, cell) in self.layout.services.keys().filter(|(_, cell)| !written.contains(cell)) {
-            let (since, payload) = self.tables.visible::<Service>(cell, self.active);
+            let (since, payload) = self.visible::<Service>(cell)?;
             if payload.run_length > 0 {
                 writes.until = writes.until.max(since);
                 let endpoints = self.tables.run(payload.run_offset, payload.run_length).collect();
                 runs.push(NewRun { cell, payload, endpoints });
             }
         }
+        Ok(())
     }
 
     fn diff_frontend(
@@ -361,7 +357,7 @@ impl<T: Tables> Applier<T> {
         let entry = RetiringEntry::Frontend(key);
         let Some(service) = service else {
             if let Some(cell) = self.layout.frontends.get(&key) {
-                self.diff_cell(cell, Frontend::default(), entry, writes, |writes| &mut writes.frontends);
+                self.diff_cell(cell, Frontend::default(), entry, writes, |writes| &mut writes.frontends)?;
             }
             return Ok(());
         };
@@ -376,9 +372,7 @@ impl<T: Tables> Applier<T> {
             }
         };
         let index = self.layout.services.get(&service).expect("a plan has an entry for each service port it names");
-        let payload = Frontend { key, kind: Frontend::SERVICE, index, reserved: 0 };
-        self.diff_cell(cell, payload, entry, writes, |writes| &mut writes.frontends);
-        Ok(())
+        self.diff_cell(cell, frontend_payload(key, index), entry, writes, |writes| &mut writes.frontends)
     }
 
     /// Adds a cell's write, unless it shows the payload already.
@@ -389,16 +383,22 @@ impl<T: Tables> Applier<T> {
         entry: RetiringEntry,
         writes: &mut Writes,
         list: impl FnOnce(&mut Writes) -> &mut Vec<(u32, P)>,
-    ) {
-        let (since, visible) = self.tables.visible::<P>(cell, self.active);
+    ) -> Result<(), ApplyError> {
+        let (since, visible) = self.visible::<P>(cell)?;
         if visible == payload {
-            return;
+            return Ok(());
         }
         writes.until = writes.until.max(since);
         if !payload.is_present() {
             writes.retiring.push(entry);
         }
         list(writes).push((cell, payload));
+        Ok(())
+    }
+
+    fn visible<P: CellTable>(&self, cell: u32) -> Result<(Epoch, P), ApplyError> {
+        let damaged = ApplyError::Damaged { table: P::TABLE.name(), cell, epoch: self.active };
+        self.tables.visible::<P>(cell, self.active).ok_or(damaged)
     }
 
     /// Stages the writes and flips. On an error nothing is visible, and index entries that were made are gone again.
@@ -482,8 +482,8 @@ impl<T: Tables> Applier<T> {
 
     /// Whether a cell shows nothing, and has done so for all readers there are.
     fn is_absent<P: CellTable>(&self, cell: u32) -> bool {
-        let (since, visible) = self.tables.visible::<P>(cell, self.active);
-        !visible.is_present() && since <= self.quiesced
+        let visible = self.tables.visible::<P>(cell, self.active);
+        visible.is_some_and(|(since, payload)| !payload.is_present() && since <= self.quiesced)
     }
 
     /// What it means that a table has no free cell: those that wait to be retired come first.
@@ -510,6 +510,21 @@ struct NewRun {
     /// But for the run.
     payload: Service,
     endpoints: Vec<u32>,
+}
+
+pub(crate) fn backend_payload(key: BackendKey, address: [u32; 4]) -> Backend {
+    let (id, port_be, family) = (key.workload.0, key.port.to_be(), key.family as u8);
+    Backend { id, address, port_be, family, ..Backend::default() }
+}
+
+/// But for the run.
+pub(crate) fn service_payload(key: ServiceKey, entry: &ServiceEntry) -> Service {
+    let ServiceKey { service, port, protocol, family } = key;
+    Service { id: service.0, port, family: family as u8, protocol, policy: entry.policy, ..Service::default() }
+}
+
+pub(crate) const fn frontend_payload(key: FrontendKey, index: u32) -> Frontend {
+    Frontend { key, kind: Frontend::SERVICE, index, reserved: 0 }
 }
 
 fn length(endpoints: &[u32]) -> u32 {

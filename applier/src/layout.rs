@@ -88,6 +88,11 @@ impl<K: Copy + Eq + Hash> Cells<K> {
         self.free.insert(cell);
     }
 
+    /// Cells that belong to no key.
+    pub(crate) fn unused(&self) -> impl Iterator<Item = u32> {
+        self.free.iter().copied().chain(self.next..self.capacity)
+    }
+
     pub(crate) fn used(&self) -> usize {
         self.of.len()
     }

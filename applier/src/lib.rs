@@ -23,19 +23,26 @@
 #![deny(unsafe_code)]
 
 pub mod apply;
+pub mod compare;
 pub mod entry;
+mod follower;
+mod grace;
+mod home;
+mod job;
 mod layout;
 pub mod model;
 pub mod pipeline;
 pub mod plan;
 pub mod recovery;
+pub mod sizing;
 pub mod start;
 pub mod tables;
 pub mod validate;
 
 pub use apply::{Applied, Applier, ApplyError, Pressure};
+pub use compare::{Comparison, Difference};
 pub use model::{Model, Rejection};
-pub use pipeline::{Pending, Pipeline, PushError, Status};
+pub use pipeline::{Drift, Options, Pending, Pipeline, PushError, RequestError, Status, Verification};
 pub use recovery::{Identity, Recovered};
 pub use start::{StartError, Target};
 

@@ -7,33 +7,43 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use journal::{
-    Ack, AppendError, Durable, DurableWatch, Head, Journal, OriginError, OriginState, Receipt, ResumeError, Watermarks,
-};
-use storage_schema::id::{Epoch, Lsn};
+use journal::{Ack, AppendError, Journal, OriginError, OriginState, Receipt, ResumeError, Watermarks};
+use loader::Generation;
+use storage_schema::id::Lsn;
 use storage_schema::map::Capacities;
 use storage_schema::record::Transaction;
 use storage_schema::resource::Kind;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until};
 
-use crate::apply::{Applier, ApplyError, Pressure};
+use crate::apply::Pressure;
+use crate::compare::Comparison;
 use crate::entry::Changes;
-use crate::model::{Model, Rejection};
+use crate::follower::{Follower, Request};
+use crate::grace::GracePeriods;
+use crate::home::Home;
+use crate::model::{Model, Rejection, Usage};
 use crate::recovery::Identity;
 use crate::start::{self, StartError, StartReport, Started, Target};
-use crate::tables::Tables;
+use crate::tables::Tables as _;
 
-/// How long to wait before a refused table call is tried again: doubled each time, up to the maximum.
-const RETRY_DELAY_MIN: Duration = Duration::from_millis(20);
-const RETRY_DELAY_MAX: Duration = Duration::from_secs(10);
+/// What a pipeline needs to know.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the state is shown.
+    pub target: Target,
+    /// The most entries that are admitted to each table. Tables begin smaller and grow up to these.
+    pub limits: Capacities,
+    /// How often the tables are compared with the journal, cell by cell.
+    pub verify_interval: Duration,
+}
 
 /// A running applier, and the way in for pushes.
 #[derive(Debug)]
 pub struct Pipeline {
     shared: Arc<Shared>,
+    requests: mpsc::UnboundedSender<Request>,
     stop: Option<oneshot::Sender<()>>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -81,6 +91,39 @@ pub enum PushError {
 #[error("the applier has stopped")]
 pub struct Stopped;
 
+/// What a verification found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verification {
+    /// The tables beside the journal.
+    pub comparison: Comparison,
+    /// Whether a new generation is being made because of it.
+    pub repairing: bool,
+}
+
+/// Why something that was asked for was not done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// The applier is gone.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+    /// It failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// What other hands did to the tables, maps, programs and links, as far as it was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drift {
+    /// Links, pinned maps and pinned programs that were changed, since the start.
+    pub changes: u64,
+    /// When the tables were last compared with the journal.
+    pub compared_at: Option<SystemTime>,
+    /// Entries that the last comparison looked at.
+    pub entries_checked: u64,
+    /// Entries that were not as the journal says, since the start.
+    pub entries_differing: u64,
+}
+
 /// How the applier is.
 #[derive(Clone, Debug)]
 pub struct Status {
@@ -100,16 +143,22 @@ pub struct Status {
     pub flips: u64,
     /// Batches that had to wait for readers.
     pub grace_waits: u64,
-    /// How much of the configured capacities is used, by what is journaled.
+    /// How much of the configured limits is used, by what is journaled.
     pub pressure: [Pressure; 4],
+    /// How many entries the present tables have room for, in the order of `pressure`; a new generation has more.
+    pub room: [u64; 4],
+    /// Generations that were built since the start.
+    pub generations_built: u64,
+    /// What other hands have changed.
+    pub drift: Drift,
     /// How many resources there are of each kind, journaled ones that are not applied yet included.
     pub resources: [(Kind, usize); 3],
 }
 
 #[derive(Debug)]
-struct Shared {
-    journal: Journal,
-    capacities: Capacities,
+pub(crate) struct Shared {
+    pub(crate) journal: Journal,
+    pub(crate) limits: Capacities,
     admission: Mutex<Admission>,
     progress: Mutex<Progress>,
 }
@@ -125,28 +174,33 @@ struct Admission {
 
 /// What the applier thread reports.
 #[derive(Clone, Debug)]
-struct Progress {
-    trouble: Option<String>,
-    generation: Option<u64>,
+pub(crate) struct Progress {
+    pub(crate) trouble: Option<String>,
+    pub(crate) generation: Option<u64>,
+    pub(crate) generations_built: u64,
+    pub(crate) capacities: Capacities,
+    pub(crate) entries_written: u64,
+    pub(crate) flips: u64,
+    pub(crate) grace_waits: u64,
+    pub(crate) drift: Drift,
     start: StartReport,
-    entries_written: u64,
-    flips: u64,
-    grace_waits: u64,
 }
 
 impl Pipeline {
     /// Makes the target show the journal's state and begins to follow it. Blocks until the former is done.
-    pub fn start(journal: Journal, target: Target, capacities: Capacities) -> Result<Self, StartError> {
-        let identity = Identity { store_id: journal.store_id(), programs_hash: loader::programs_hash() };
-        let (model, wanted) = start::load_model(&journal, &capacities)?;
+    pub fn start(journal: Journal, options: Options) -> Result<Self, StartError> {
+        let Options { target, limits, verify_interval } = options;
+        let identity = Identity::of(&journal);
+        let (model, wanted) = start::load_model(&journal, &limits)?;
         match target {
             Target::Memory => {
-                let started = start::start_memory(&identity, capacities, wanted)?;
-                Self::run(journal, capacities, model, started, || Ok(()))
+                let started = start::start_memory(identity, &limits, wanted)?;
+                Self::run(journal, limits, model, started, verify_interval, || Ok(()))
             }
             Target::Kernel(options) => {
-                let (started, grace) = start::start_kernel(options, &identity, capacities, &journal, wanted)?;
-                Self::run(journal, capacities, model, started, move || grace.wait().map_err(|error| error.to_string()))
+                let (started, grace) = start::start_kernel(options, identity, &limits, &journal, wanted)?;
+                let wait = move || grace.wait().map_err(|error| error.to_string());
+                Self::run(journal, limits, model, started, verify_interval, wait)
             }
         }
     }
@@ -159,7 +213,7 @@ impl Pipeline {
         if let OriginState::Duplicate(ack) = self.shared.journal.origin(&transaction.origin)? {
             return Ok(Pending { ack, duplicate: true });
         }
-        let admitted = admission.model.admit(&transaction, &self.shared.capacities)?;
+        let admitted = admission.model.admit(&transaction, &self.shared.limits)?;
         match permit.submit(transaction) {
             Ok(submitted) => {
                 admission.queue.push_back((submitted.lsn, admitted.changes));
@@ -183,6 +237,25 @@ impl Pipeline {
         let mut applied = self.shared.admission().applied.clone();
         while applied.changed().await.is_ok() {}
         Stopped
+    }
+
+    /// Compares the tables with the journal, cell by cell. What differs is put right by a new generation.
+    pub async fn verify(&self) -> Result<Verification, RequestError> {
+        self.ask(Request::Verify).await
+    }
+
+    /// Makes a new generation from the journal and switches to it; its number, for tables in the kernel.
+    pub async fn renew(&self) -> Result<Option<u64>, RequestError> {
+        self.ask(Request::Renew).await
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Request,
+    ) -> Result<T, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).map_err(|_| Stopped)?;
+        answer.await.map_err(|_| Stopped)?.map_err(RequestError::Failed)
     }
 
     /// Tries to take pushes again after the disk has refused a write. What was submitted and never acknowledged is
@@ -216,50 +289,60 @@ impl Pipeline {
             entries_written: progress.entries_written,
             flips: progress.flips,
             grace_waits: progress.grace_waits,
-            pressure: usage.pressure(&self.shared.capacities),
+            pressure: usage.pressure(&self.shared.limits),
+            room: usage.pressure(&progress.capacities).map(|table| table.capacity),
+            generations_built: progress.generations_built,
+            drift: progress.drift,
             resources,
         }
     }
 
-    fn run<T: Tables + Send + 'static>(
+    fn run<H: Home>(
         journal: Journal,
-        capacities: Capacities,
+        limits: Capacities,
         model: Model,
-        started: Started<T>,
+        started: Started<H>,
+        verify_interval: Duration,
         wait_for_readers: impl Fn() -> Result<(), String> + Send + 'static,
     ) -> Result<Self, StartError> {
-        let Started { applier, report, generation } = started;
+        let Started { home, applier, generation, report } = started;
         let (applied_sender, applied) = watch::channel(Lsn::from(applier.active()));
         let progress = Progress {
             trouble: None,
-            generation,
+            generation: generation.as_ref().map(Generation::number),
+            generations_built: 0,
+            capacities: applier.tables().capacities(),
             entries_written: report.entries_written,
-            start: report,
             flips: 0,
             grace_waits: 0,
+            drift: Drift::default(),
+            start: report,
         };
         let durable = journal.durable();
         let shared = Arc::new(Shared {
             journal,
-            capacities,
+            limits,
             admission: Mutex::new(Admission { model, queue: VecDeque::new(), applied }),
             progress: Mutex::new(progress),
         });
         let (grace, grace_thread) = GracePeriods::start(wait_for_readers)?;
-        let follower = Follower {
-            shared: Arc::clone(&shared),
+        let (requests, requested) = mpsc::unbounded_channel();
+        let follower = Follower::new(
+            Arc::clone(&shared),
+            home,
             applier,
-            applied: applied_sender,
+            generation,
+            applied_sender,
             durable,
             grace,
-            batch: None,
-            retry_delay: RETRY_DELAY_MIN,
-        };
+            requested,
+            verify_interval,
+        );
         let (stop, stopped) = oneshot::channel();
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(StartError::Thread)?;
         let applier_thread = spawn("applier", move || runtime.block_on(follower.follow(stopped)))?;
-        Ok(Self { shared, stop: Some(stop), threads: vec![applier_thread, grace_thread] })
+        Ok(Self { shared, requests, stop: Some(stop), threads: vec![applier_thread, grace_thread] })
     }
 }
 
@@ -279,12 +362,17 @@ impl Shared {
         self.admission.lock().expect("no push has panicked")
     }
 
-    fn progress(&self) -> MutexGuard<'_, Progress> {
+    pub(crate) fn progress(&self) -> MutexGuard<'_, Progress> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What the journaled state takes of the tables.
+    pub(crate) fn usage(&self) -> Usage {
+        self.admission().model.usage()
+    }
+
     /// The changes of all records up to `lsn`, as one.
-    fn take_changes(&self, lsn: Lsn) -> Changes {
+    pub(crate) fn take_changes(&self, lsn: Lsn) -> Changes {
         let mut admission = self.admission();
         let mut changes = Changes::default();
         while let Some((_, next)) = admission.queue.pop_front_if(|(queued, _)| *queued <= lsn) {
@@ -294,151 +382,6 @@ impl Shared {
     }
 }
 
-/// The applier thread.
-struct Follower<T> {
-    shared: Arc<Shared>,
-    applier: Applier<T>,
-    applied: watch::Sender<Lsn>,
-    durable: DurableWatch,
-    grace: GracePeriods,
-    /// Changes that are to become visible, with the head that they lead to.
-    batch: Option<(Changes, Durable<Head>)>,
-    retry_delay: Duration,
-}
-
-/// What a batch waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Waiting {
-    /// There is none.
-    Idle,
-    /// Readers must pass its cells' epochs.
-    Readers,
-    /// The kernel refused a call; it is tried again at this time.
-    Retry(Instant),
-}
-
-impl<T: Tables> Follower<T> {
-    async fn follow(mut self, mut stop: oneshot::Receiver<()>) {
-        let mut waiting = Waiting::Idle;
-        loop {
-            let seen = self.batch.as_ref().map_or(Lsn::from(self.applier.active()), |(_, head)| head.lsn);
-            let retry_at = match waiting {
-                Waiting::Retry(at) => Some(at),
-                _ => None,
-            };
-            tokio::select! {
-                // The sender is dropped to stop, or stops by being dropped: either way it is over.
-                _ = &mut stop => break,
-                head = self.durable.past(seen) => {
-                    let Some(head) = head else { break };
-                    self.take(head);
-                    if waiting != Waiting::Idle {
-                        continue;
-                    }
-                }
-                quiesced = self.grace.finished() => self.readers_passed(quiesced),
-                () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => {}
-            }
-            waiting = self.apply();
-        }
-    }
-
-    /// Adds the records up to `head` to the batch.
-    fn take(&mut self, head: Durable<Head>) {
-        let later = self.shared.take_changes(head.lsn);
-        let (changes, batch_head) = self.batch.get_or_insert_with(|| (Changes::default(), head));
-        changes.merge(later);
-        *batch_head = head;
-    }
-
-    fn apply(&mut self) -> Waiting {
-        let Some((changes, head)) = &self.batch else { return Waiting::Idle };
-        match self.applier.apply(changes, *head) {
-            Ok(applied) => {
-                let mut progress = self.shared.progress();
-                progress.entries_written += applied.entries;
-                progress.flips += 1;
-                progress.trouble = None;
-                drop(progress);
-                self.applied.send_replace(head.lsn);
-                self.batch = None;
-                self.retry_delay = RETRY_DELAY_MIN;
-                // So that the cells are free again by the time somebody wants them.
-                self.grace.request(self.applier.active());
-                Waiting::Idle
-            }
-            Err(ApplyError::Blocked { .. }) => {
-                self.shared.progress().grace_waits += 1;
-                self.grace.request(self.applier.active());
-                Waiting::Readers
-            }
-            Err(error) => {
-                tracing::error!(lsn = %head.lsn, %error, retry_in = ?self.retry_delay, "a record is not applied");
-                self.shared.progress().trouble = Some(error.to_string());
-                let delay = self.retry_delay;
-                self.retry_delay = (delay * 2).min(RETRY_DELAY_MAX);
-                Waiting::Retry(Instant::now() + delay)
-            }
-        }
-    }
-
-    fn readers_passed(&mut self, quiesced: Result<Epoch, String>) {
-        let outcome = quiesced.and_then(|epoch| self.applier.quiesce(epoch).map_err(|error| error.to_string()));
-        if let Err(error) = outcome {
-            tracing::error!(%error, "what is no longer used was not retired; it is tried again after the next flip");
-            self.shared.progress().trouble = Some(error);
-        }
-        if self.applier.active() > self.grace.last_requested() {
-            self.grace.request(self.applier.active());
-        }
-    }
-}
-
-/// Grace periods, one at a time, on a thread of their own.
-#[derive(Debug)]
-struct GracePeriods {
-    requests: std::sync::mpsc::Sender<Epoch>,
-    results: mpsc::UnboundedReceiver<Result<Epoch, String>>,
-    last_requested: Epoch,
-    running: bool,
-}
-
-impl GracePeriods {
-    fn start(
-        wait_for_readers: impl Fn() -> Result<(), String> + Send + 'static,
-    ) -> Result<(Self, JoinHandle<()>), StartError> {
-        let (requests, requested) = std::sync::mpsc::channel::<Epoch>();
-        let (finished, results) = mpsc::unbounded_channel();
-        let thread = spawn("grace", move || {
-            for epoch in requested {
-                if finished.send(wait_for_readers().map(|()| epoch)).is_err() {
-                    break;
-                }
-            }
-        })?;
-        Ok((Self { requests, results, last_requested: Epoch(0), running: false }, thread))
-    }
-
-    /// Begins to wait until no reader of an epoch before `epoch`, the active one, is left; one that runs is let finish.
-    fn request(&mut self, epoch: Epoch) {
-        if !self.running {
-            self.running = true;
-            self.last_requested = epoch;
-            self.requests.send(epoch).expect("the grace thread lives as long as its requests' sender");
-        }
-    }
-
-    async fn finished(&mut self) -> Result<Epoch, String> {
-        let result = self.results.recv().await.expect("the grace thread lives as long as its requests' sender");
-        self.running = false;
-        result
-    }
-
-    const fn last_requested(&self) -> Epoch {
-        self.last_requested
-    }
-}
-
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
+pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
     std::thread::Builder::new().name(name.to_owned()).spawn(body).map_err(StartError::Thread)
 }

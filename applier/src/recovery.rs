@@ -14,8 +14,8 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 
-use journal::{Durable, Head};
-use storage_schema::id::{Epoch, ResourceId, StoreId};
+use journal::{Durable, Head, Journal};
+use storage_schema::id::{BootId, Epoch, ResourceId, StoreId};
 use storage_schema::map::{Backend, Control, FINGERPRINT, Frontend, FrontendKey, Node, Service};
 use zerocopy::IntoBytes;
 
@@ -31,15 +31,23 @@ pub struct Identity {
     pub store_id: StoreId,
     /// The BPF object that reads it.
     pub programs_hash: [u8; 32],
+    /// The boot in which it was made.
+    pub boot_id: BootId,
 }
 
 impl Identity {
+    /// That of a generation which this build makes for a journal now.
+    pub fn of(journal: &Journal) -> Self {
+        Self { store_id: journal.store_id(), programs_hash: loader::programs_hash(), boot_id: journal.boot_id() }
+    }
+
     /// Whether a `control` entry says the same, in the ABI of this build.
     pub fn matches(&self, control: &Control) -> bool {
         control.magic == Control::MAGIC
             && control.fingerprint == FINGERPRINT
             && control.store_id == self.store_id.0
             && control.programs_hash == self.programs_hash
+            && control.boot_id == self.boot_id.0
     }
 }
 
@@ -77,6 +85,7 @@ impl<T: Tables> Applier<T> {
             fingerprint: FINGERPRINT,
             store_id: identity.store_id.0,
             programs_hash: identity.programs_hash,
+            boot_id: identity.boot_id.0,
             ..Control::default()
         };
         tables.store_control(0, control.as_bytes());
@@ -142,15 +151,13 @@ fn scan<P: CellTable, T: Tables>(
 ) -> Result<Vec<(u32, P)>, RecoveryError> {
     let mut present = Vec::new();
     for cell in 0..entries {
-        let epochs = tables.epochs::<P>(cell);
-        if epochs == [0, 0] {
+        if tables.epochs::<P>(cell) == [0, 0] {
             continue;
         }
-        if epochs.iter().all(|version| *version > epoch.0) {
+        let Some((_, payload)) = tables.visible::<P>(cell, epoch) else {
             return Err(damaged::<P>(format!("cell {cell} has no version that is visible at epoch {epoch}")));
-        }
+        };
         recovered.scrubbed += tables.scrub::<P>(cell, epoch);
-        let (_, payload) = tables.visible::<P>(cell, epoch);
         if payload.is_present() {
             present.push((cell, payload));
         }

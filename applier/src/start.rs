@@ -2,26 +2,29 @@
 //!
 //! | pins | what happens | writes |
 //! |---|---|---|
-//! | a complete generation of this store, ABI, object and capacities, at the durable LSN | verified, gone on with | 0 |
+//! | a complete generation of this store, boot, ABI and object, large enough, at the durable LSN | verified, gone on with | 0 |
 //! | the same, behind the durable LSN | scrubbed, brought up to date with one flip | what changed |
-//! | none, or one that does not fit (other store, ABI, object, capacities; damaged; ahead of the journal) | a new one is built beside it, the links switch over, the old one goes | all |
+//! | none, or one that does not fit (other store, boot, ABI or object; too small; damaged; ahead of the journal) | a new one is built beside it, the links switch over, the old one goes | all |
 //!
 //! In every case the links run a complete generation before, during and after, so that the datapath never stands still.
 
 use std::time::{Duration, Instant};
 
-use journal::{Durable, Head, Journal, ReadError};
-use loader::{Datapath, Generation, Grace, LoadError};
+use journal::{Durable, Head, Journal, ReadError, StoredResource};
+use loader::{Generation, Grace, LoadError};
 use storage_schema::codec;
 use storage_schema::id::{Epoch, Lsn};
 use storage_schema::map::{Capacities, Control};
+use storage_schema::resource::ResourceKey;
 
 use crate::apply::{Applied, Applier, ApplyError};
 use crate::entry::Changes;
-use crate::model::Model;
+use crate::home::{Home, KernelHome, MemoryHome};
+use crate::model::{Model, Usage};
 use crate::plan;
 use crate::recovery::{Identity, RecoveryError};
-use crate::tables::{KernelTables, MemoryTables, TableError};
+use crate::sizing;
+use crate::tables::{KernelTables, TableError};
 
 /// Where the state is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,12 +80,22 @@ pub struct StartReport {
     pub rebuilt: Option<String>,
 }
 
-/// An applier that shows the journal's state, and what it needs to go on.
+/// An applier that shows the journal's state, and where its tables are.
 #[derive(Debug)]
-pub(crate) struct Started<T> {
-    pub(crate) applier: Applier<T>,
+pub(crate) struct Started<H: Home> {
+    pub(crate) home: H,
+    pub(crate) applier: Applier<H::Tables>,
+    pub(crate) generation: Option<Generation>,
     pub(crate) report: StartReport,
-    pub(crate) generation: Option<u64>,
+}
+
+/// A generation that is complete and that nobody sees.
+#[derive(Debug)]
+pub(crate) struct Built<H: Home> {
+    pub(crate) generation: Option<Generation>,
+    pub(crate) applier: Applier<H::Tables>,
+    /// Table entries that were written.
+    pub(crate) entries: u64,
 }
 
 /// The journal's state, as the applier is to show it.
@@ -90,19 +103,20 @@ pub(crate) struct Started<T> {
 pub(crate) struct Wanted {
     pub(crate) head: Durable<Head>,
     pub(crate) everything: Changes,
+    pub(crate) usage: Usage,
 }
 
 /// Reads the journal's state. Nothing may be pushed meanwhile.
-pub(crate) fn load_model(journal: &Journal, capacities: &Capacities) -> Result<(Model, Wanted), StartError> {
+pub(crate) fn load_model(journal: &Journal, limits: &Capacities) -> Result<(Model, Wanted), StartError> {
     let head = journal.durable().head();
     journal.blocking_wait_stored(head.lsn)?;
     let model = read_model(journal)?;
-    model.check_capacities(capacities).map_err(|over| match over {
+    model.check_capacities(limits).map_err(|over| match over {
         crate::Rejection::OverCapacity { table, needed, capacity } => StartError::TooSmall { table, needed, capacity },
         other => unreachable!("capacities are all that was checked, and the answer is {other}"),
     })?;
-    let everything = plan::everything(&model);
-    Ok((model, Wanted { head, everything }))
+    let wanted = Wanted { head, everything: plan::everything(&model), usage: model.usage() };
+    Ok((model, wanted))
 }
 
 /// The model of the state that the journal's store shows.
@@ -110,55 +124,77 @@ pub(crate) fn read_model(journal: &Journal) -> Result<Model, ReadError> {
     Model::load(journal.resources(None).map(|resource| resource.map(|(resource, _)| resource)))
 }
 
+/// What the tables must show at a record, from the journal alone.
+pub(crate) fn read_wanted(journal: &Journal, head: Durable<Head>) -> Result<Wanted, ReadError> {
+    let state = journal.reader().state_at(head.lsn)?;
+    let decode = |stored: StoredResource<'_>| {
+        codec::decode_resource(stored.encoded).map_err(|source| ReadError::UndecodableResource {
+            key: ResourceKey::new(stored.kind, stored.name),
+            source,
+        })
+    };
+    let model = Model::load(state.iter().map(decode))?;
+    Ok(Wanted { head, everything: plan::everything(&model), usage: model.usage() })
+}
+
+/// Builds a new generation that shows `wanted`; it is complete, and nobody sees it yet.
+pub(crate) fn build<H: Home>(home: &H, capacities: Capacities, wanted: &mut Wanted) -> Result<Built<H>, StartError> {
+    let (generation, tables) = home.create(&capacities)?;
+    let mut applier = Applier::create(tables, home.identity());
+    let applied = applier.reconcile(&mut wanted.everything, wanted.head).map_err(StartError::Fill)?;
+    fail::fail_point!("applier.before_complete");
+    applier.complete();
+    Ok(Built { generation, applier, entries: applied.entries })
+}
+
 /// Starts with tables in memory.
 pub(crate) fn start_memory(
-    identity: &Identity,
-    capacities: Capacities,
+    identity: Identity,
+    limits: &Capacities,
     mut wanted: Wanted,
-) -> Result<Started<MemoryTables>, StartError> {
+) -> Result<Started<MemoryHome>, StartError> {
     let begin = Instant::now();
-    let mut applier = Applier::create(MemoryTables::new(capacities), identity);
-    let applied = applier.reconcile(&mut wanted.everything, wanted.head).map_err(StartError::Fill)?;
-    applier.complete();
-    let report = StartReport { took: begin.elapsed(), entries_written: applied.entries, ..StartReport::default() };
-    Ok(Started { applier, report, generation: None })
+    let home = MemoryHome::new(identity);
+    let capacities = sizing::fitting(&wanted.usage, limits);
+    let Built { generation, applier, entries } = build(&home, capacities, &mut wanted)?;
+    let report = StartReport { took: begin.elapsed(), entries_written: entries, ..StartReport::default() };
+    Ok(Started { home, applier, generation, report })
 }
 
 /// Starts with the kernel's tables.
 pub(crate) fn start_kernel(
     options: loader::Options,
-    identity: &Identity,
-    capacities: Capacities,
+    identity: Identity,
+    limits: &Capacities,
     journal: &Journal,
     mut wanted: Wanted,
-) -> Result<(Started<KernelTables>, Grace), StartError> {
+) -> Result<(Started<KernelHome>, Grace), StartError> {
     let begin = Instant::now();
-    let datapath = Datapath::open(options)?;
+    let mut home = KernelHome::open(options, identity)?;
     let grace = Grace::new()?;
-    let start = KernelStart { datapath: &datapath, grace: &grace, identity, capacities, journal };
+    let start = KernelStart { home: &home, grace: &grace, limits, journal };
     let (generation, applier, mut report) = start.resume_or_build(&mut wanted)?;
     fail::fail_point!("applier.before_activate");
-    report.links_changed = datapath.activate(&generation)?;
+    report.links_changed = home.activate(Some(&generation))?;
     fail::fail_point!("applier.after_activate");
     report.took = begin.elapsed();
-    Ok((Started { applier, report, generation: Some(generation.number()) }, grace))
+    Ok((Started { home, applier, generation: Some(generation), report }, grace))
 }
 
 struct KernelStart<'s> {
-    datapath: &'s Datapath,
+    home: &'s KernelHome,
     grace: &'s Grace,
-    identity: &'s Identity,
-    capacities: Capacities,
+    limits: &'s Capacities,
     journal: &'s Journal,
 }
 
 /// Why a generation is not gone on with.
 #[derive(Debug, thiserror::Error)]
 enum Unfit {
-    #[error("it was made by another build, for another journal, or was not finished")]
+    #[error("it was made by another build, for another journal, before this boot, or was not finished")]
     Foreign,
-    #[error("its capacities are not the configured ones")]
-    Capacities,
+    #[error("its tables are too small")]
+    TooSmall,
     #[error("it shows LSN {epoch}, and the journal ends at {durable_lsn}")]
     Ahead { epoch: Epoch, durable_lsn: Lsn },
     #[error("the record it shows, {epoch}, is not the journal's")]
@@ -179,7 +215,7 @@ impl KernelStart<'_> {
         wanted: &mut Wanted,
     ) -> Result<(Generation, Applier<KernelTables>, StartReport), StartError> {
         let mut why_not = None;
-        for generation in self.datapath.complete_generations()? {
+        for generation in self.home.datapath().complete_generations()? {
             match self.resume(&generation, wanted) {
                 Ok((applier, report)) => return Ok((generation, applier, report)),
                 Err(unfit) => {
@@ -188,13 +224,11 @@ impl KernelStart<'_> {
                 }
             }
         }
-        let generation = self.datapath.create_generation(&self.capacities)?;
-        let mut applier = Applier::create(KernelTables::open(&generation, self.capacities)?, self.identity);
-        let applied = applier.reconcile(&mut wanted.everything, wanted.head).map_err(StartError::Fill)?;
-        fail::fail_point!("applier.before_complete");
-        applier.complete();
+        let capacities = sizing::fitting(&wanted.usage, self.limits);
+        let Built { generation, applier, entries } = build(self.home, capacities, wanted)?;
+        let generation = generation.expect("a generation of the kernel's is pinned");
         let rebuilt = Some(why_not.unwrap_or_else(|| "nothing was pinned".to_owned()));
-        let report = StartReport { entries_written: applied.entries, rebuilt, ..StartReport::default() };
+        let report = StartReport { entries_written: entries, rebuilt, ..StartReport::default() };
         Ok((generation, applier, report))
     }
 
@@ -203,12 +237,13 @@ impl KernelStart<'_> {
         generation: &Generation,
         wanted: &mut Wanted,
     ) -> Result<(Applier<KernelTables>, StartReport), Unfit> {
-        let control = generation.control()?.filter(|c| self.identity.matches(c)).ok_or(Unfit::Foreign)?;
-        if generation.capacities()? != self.capacities {
-            return Err(Unfit::Capacities);
+        let control = generation.control()?.filter(|c| self.home.identity().matches(c)).ok_or(Unfit::Foreign)?;
+        let capacities = generation.capacities()?;
+        if sizing::growth(&capacities, &wanted.usage, self.limits).is_some() {
+            return Err(Unfit::TooSmall);
         }
         self.check_history(&control, wanted.head)?;
-        let (mut applier, recovered) = Applier::recover(KernelTables::open(generation, self.capacities)?)?;
+        let (mut applier, recovered) = Applier::recover(KernelTables::open(generation, capacities)?)?;
         let applied = self.catch_up(&mut applier, wanted)?;
         let report = StartReport {
             entries_written: applied.entries + recovered.reindexed as u64,

@@ -192,6 +192,11 @@ impl Journal {
         self.inner.library.store_id
     }
 
+    /// The present boot, as records name it; zeros where the kernel does not tell.
+    pub fn boot_id(&self) -> BootId {
+        boot_id()
+    }
+
     /// How far it is.
     pub fn watermarks(&self) -> Watermarks {
         // From the lowest to the highest, so that a number read later is never below one read earlier.

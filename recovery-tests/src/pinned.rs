@@ -9,7 +9,7 @@ use decision::Verdict;
 use journal::Journal;
 use loader::{Datapath, Generation, Options};
 use storage_schema::id::{Epoch, Lsn};
-use storage_schema::map::{Capacities, FrontendKey};
+use storage_schema::map::FrontendKey;
 use storage_schema::resource::{Protocol, Resource};
 
 use crate::oracle::{Entries, Expected, Oracle, State};
@@ -41,8 +41,9 @@ pub fn visible_epochs(sandbox: &Sandbox) -> BTreeSet<Epoch> {
 ///
 /// # Panics
 /// If the tables cannot be opened, or have no such address.
-pub fn tamper(sandbox: &Sandbox, capacities: Capacities) {
+pub fn tamper(sandbox: &Sandbox) {
     let generations = open(sandbox).complete_generations().expect("the pin root can be listed");
+    let capacities = generations[0].capacities().expect("the pinned maps can be read");
     let tables = KernelTables::open(&generations[0], capacities).expect("the tables can be opened");
     let mut tampered = 0;
     let words = Table::Backends.entries(&capacities) as usize * Table::Backends.entry_bytes() / size_of::<u64>();
@@ -61,12 +62,12 @@ pub fn tamper(sandbox: &Sandbox, capacities: Capacities) {
 ///
 /// # Panics
 /// If anything differs.
-pub fn check(sandbox: &Sandbox, capacities: Capacities, oracle: &Oracle) {
+pub fn check(sandbox: &Sandbox, oracle: &Oracle) {
     let journal = Journal::open(journal::Config::new(sandbox.state_dir())).expect("the journal opens");
     let report = journal.open_report();
     assert_eq!((report.cut_bytes, &report.store_rebuilt), (0, &None), "a recovered journal is whole: {report:?}");
     check_journal(&journal, oracle);
-    check_tables(sandbox, capacities, &journal, oracle.latest());
+    check_tables(sandbox, &journal, oracle.latest());
 }
 
 fn check_journal(journal: &Journal, oracle: &Oracle) {
@@ -84,15 +85,16 @@ fn check_journal(journal: &Journal, oracle: &Oracle) {
     assert!(stored == wanted, "the store has {stored:#?}, the oracle {wanted:#?}");
 }
 
-fn check_tables(sandbox: &Sandbox, capacities: Capacities, journal: &Journal, state: &State) {
+fn check_tables(sandbox: &Sandbox, journal: &Journal, state: &State) {
     let generations = open(sandbox).complete_generations().expect("the pin root can be listed");
     let [generation] = &generations[..] else { panic!("one generation is left after a start, not {generations:?}") };
     let control = generation.control().expect("the control map can be read").expect("it is of this build's ABI");
-    let identity = Identity { store_id: journal.store_id(), programs_hash: loader::programs_hash() };
+    let identity = Identity::of(journal);
     assert!(identity.matches(&control), "the tables are this journal's and this build's: {control:?}");
     let head = journal.durable().head();
     assert_eq!(Lsn(control.active_epoch), head.lsn, "the tables show the journal's last record");
 
+    let capacities = generation.capacities().expect("the pinned maps can be read");
     let tables = KernelTables::open(generation, capacities).expect("the tables can be opened");
     check_decisions(&tables, Epoch(control.active_epoch), state);
 

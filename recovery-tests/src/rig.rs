@@ -19,7 +19,7 @@ use rand_chacha::ChaCha8Rng;
 use storage_schema::id::Lsn;
 use storage_schema::record::Transaction;
 
-use crate::agent::{Agent, Settings};
+use crate::agent::Agent;
 use crate::connection::Greeting;
 use crate::echo::EchoServer;
 use crate::oracle::{Expected, Oracle};
@@ -189,8 +189,8 @@ impl Rig {
     }
 
     /// Compares journal and pinned tables with the oracle. No agent may run.
-    pub fn check_pinned(&self, settings: &Settings) {
-        pinned::check(&self.sandbox, settings.capacities, &self.oracle);
+    pub fn check_pinned(&self) {
+        pinned::check(&self.sandbox, &self.oracle);
     }
 
     /// From here on nothing counts as pushed: the journal was taken away.

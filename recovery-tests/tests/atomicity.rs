@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use applier::tables::{MemoryTables, View};
 use applier::{Applier, Identity, Model, Pipeline, Target, plan};
@@ -42,7 +43,9 @@ fn no_connection_sees_half_a_transaction() {
     let sandbox = Sandbox::enter();
     let options = Options { pin_root: sandbox.pin_root(), cgroup: sandbox.cgroup().expect("entered").to_owned() };
     let journal = Journal::open(journal::Config::new(sandbox.state_dir())).expect("an empty directory");
-    let pipeline = Pipeline::start(journal.clone(), Target::Kernel(options.clone()), SMALL).expect("a usable kernel");
+    let target = Target::Kernel(options.clone());
+    let settings = applier::Options { target, limits: SMALL, verify_interval: Duration::from_mins(5) };
+    let pipeline = Pipeline::start(journal.clone(), settings).expect("a usable kernel");
     let datapath = Datapath::open(options).expect("a pin root");
     let _server = EchoServer::start(&world::BACKEND_PORTS).expect("free ports in a new namespace");
     let _enrolled = Enrolled::in_cgroup_of(&sandbox);
@@ -95,7 +98,7 @@ fn check(journal: &Journal, connections: &[Connection]) -> usize {
     for connection in connections {
         by_epoch.entry(connection.0.epoch).or_default().push(connection);
     }
-    let identity = Identity { store_id: journal.store_id(), programs_hash: loader::programs_hash() };
+    let identity = Identity::of(journal);
     let mut model = Model::default();
     for record in journal.read_from(Lsn::FIRST).expect("the journal is whole") {
         let record = record.expect("the record is whole");

@@ -183,6 +183,6 @@ fn restart_and_check(rig: &mut Rig, settings: &Settings) {
     agent.wait_applied(rig.oracle().acknowledged());
     rig.check_destinations();
     agent.kill();
-    rig.check_pinned(settings);
+    rig.check_pinned();
     rig.check_abandoned();
 }

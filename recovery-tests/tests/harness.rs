@@ -31,11 +31,11 @@ fn expect_found(what: &str, check: impl FnOnce()) {
 
 #[test]
 fn altered_tables_are_found_in_the_maps_and_by_connections() {
-    let Some((mut rig, settings)) = rig("altered_tables_are_found_in_the_maps_and_by_connections") else { return };
-    rig.check_pinned(&settings);
+    let Some((mut rig, _)) = rig("altered_tables_are_found_in_the_maps_and_by_connections") else { return };
+    rig.check_pinned();
     rig.check_abandoned();
-    pinned::tamper(rig.sandbox(), settings.capacities);
-    expect_found("decisions for 10.96.0.1:80", || rig.check_pinned(&settings));
+    pinned::tamper(rig.sandbox());
+    expect_found("decisions for 10.96.0.1:80", || rig.check_pinned());
     expect_found("10.96.0.1:80 at epochs", || rig.check_abandoned());
     rig.finish();
 }
@@ -60,6 +60,6 @@ fn a_lost_record_is_found() {
     agent.kill();
     expect_found("record 3 was acknowledged", || with_one_more.check_durable(Lsn(2)));
     rig.restore(complete);
-    expect_found("each transaction once", || rig.check_pinned(&settings));
+    expect_found("each transaction once", || rig.check_pinned());
     rig.finish();
 }

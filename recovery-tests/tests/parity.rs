@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use applier::tables::{KernelTables, MemoryTables, Tables, View};
 use applier::{Applier, ApplyError, Identity, Model, Pipeline, Target};
@@ -42,11 +43,13 @@ fn kernel_and_host_decide_alike() {
     let sandbox = Sandbox::enter();
     let options = Options { pin_root: sandbox.pin_root(), cgroup: sandbox.cgroup().expect("entered").to_owned() };
     let journal = Journal::open(journal::Config::new(sandbox.state_dir())).expect("an empty directory");
-    let pipeline = Pipeline::start(journal.clone(), Target::Kernel(options.clone()), SMALL).expect("a usable kernel");
+    let target = Target::Kernel(options.clone());
+    let settings = applier::Options { target, limits: SMALL, verify_interval: Duration::from_mins(5) };
+    let pipeline = Pipeline::start(journal.clone(), settings).expect("a usable kernel");
     let datapath = Datapath::open(options).expect("a pin root");
     let generation = datapath.complete_generations().expect("pins").remove(0);
     let kernel = KernelTables::open(&generation, SMALL).expect("a generation");
-    let identity = Identity { store_id: journal.store_id(), programs_hash: loader::programs_hash() };
+    let identity = Identity::of(&journal);
     let mut memory = Applier::create(MemoryTables::new(SMALL), &identity);
     let mut model = Model::default();
     let _server = EchoServer::start(&world::BACKEND_PORTS).expect("free ports in a new namespace");

@@ -76,6 +76,6 @@ fn restart_and_check(rig: &mut Rig, settings: &Settings) -> bool {
     let ready = agent.wait_ready().unwrap_or_else(|ended| panic!("no restart: {ended:?}"));
     rig.check_recovered(&agent, &ready);
     agent.kill();
-    rig.check_pinned(settings);
+    rig.check_pinned();
     ready.restart.entries_rewritten == 0
 }

@@ -65,7 +65,7 @@ fn a_killed_agent_finds_equal_epochs_and_writes_nothing() {
     rig.check_abandoned();
     let agent = expect_nothing_written(&mut rig, &settings, &pinned);
     agent.kill();
-    rig.check_pinned(&settings);
+    rig.check_pinned();
     rig.finish();
 }
 
@@ -80,7 +80,7 @@ fn a_stopped_agent_leaves_everything_in_place() {
     rig.check_abandoned();
     let agent = expect_nothing_written(&mut rig, &settings, &pinned);
     assert!(agent.terminate().success());
-    rig.check_pinned(&settings);
+    rig.check_pinned();
     rig.finish();
 }
 
@@ -98,7 +98,7 @@ fn after_a_reboot_the_journal_alone_rebuilds_the_tables() {
     assert!(ready.restart.entries_rewritten > 0, "{ready:#?}");
     rig.check_recovered(&agent, &ready);
     agent.kill();
-    rig.check_pinned(&settings);
+    rig.check_pinned();
     rig.finish();
 }
 
@@ -120,7 +120,7 @@ fn other_capacities_make_a_new_generation() {
     agent.wait_applied(rig.oracle().acknowledged());
     rig.check_destinations();
     agent.kill();
-    rig.check_pinned(&larger);
+    rig.check_pinned();
     rig.finish();
 }
 
@@ -138,7 +138,7 @@ fn pins_of_another_journal_are_replaced() {
     rig.lay_foundation(&agent);
     rig.check_destinations();
     agent.kill();
-    rig.check_pinned(&settings);
+    rig.check_pinned();
     rig.finish();
 }
 
@@ -164,7 +164,7 @@ fn a_journal_restored_from_a_backup_is_not_confused_with_newer_pins() {
     let ready = agent.wait_ready().unwrap_or_else(|ended| panic!("no restart: {ended:?}"));
     rig.check_recovered(&agent, &ready);
     agent.kill();
-    rig.check_pinned(&settings);
+    rig.check_pinned();
     rig.finish();
 }
 

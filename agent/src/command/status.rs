@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use api::client::{Client, ClientError};
-use api::status::Status;
+use api::status::{Drift, Status};
 use comfy_table::Cell;
 use serde_json::{Value, json};
 
@@ -83,6 +83,7 @@ fn table(status: &Status) -> String {
         rows.push(("cgroup", datapath.cgroup.clone()));
     }
     rows.push(("map writes", datapath.map_writes.to_string()));
+    rows.push(("drift", drift(&datapath.drift, datapath.generations_built)));
     rows.push(("restart", format!("ready in {ready}, {} map entries rewritten", restart.entries_rewritten)));
     rows.extend(status.resources.iter().map(|(kind, count)| match kind {
         storage_schema::resource::Kind::Service => ("services", count.to_string()),
@@ -98,9 +99,19 @@ fn table(status: &Status) -> String {
     }
     let pressure = status.tables.iter().map(|table| {
         let percent = table.used.saturating_mul(100).checked_div(table.capacity).unwrap_or(100);
-        [Cell::new(&table.table), Cell::new(table.used), Cell::new(table.capacity), Cell::new(format!("{percent} %"))]
+        let (used, room, capacity) = (Cell::new(table.used), Cell::new(table.room), Cell::new(table.capacity));
+        [Cell::new(&table.table), used, room, capacity, Cell::new(format!("{percent} %"))]
     });
-    text + "\n" + &output::table(["TABLE", "USED", "CAPACITY", "FULL"], pressure)
+    text + "\n" + &output::table(["TABLE", "USED", "ROOM", "CAPACITY", "FULL"], pressure)
+}
+
+fn drift(drift: &Drift, generations_built: u64) -> String {
+    let compared = match drift.compared_at {
+        Some(at) => format!("{} entries compared {}", drift.entries_checked, humantime::format_rfc3339_seconds(at)),
+        None => "not compared yet".to_owned(),
+    };
+    let Drift { changes, entries_differing, .. } = drift;
+    format!("{changes} links and pins, {entries_differing} entries; {compared}; {generations_built} generations built")
 }
 
 fn value(status: &Status) -> Value {
@@ -112,7 +123,7 @@ fn value(status: &Status) -> Value {
     let tables: Vec<Value> = status
         .tables
         .iter()
-        .map(|table| json!({"table": table.table, "used": table.used, "capacity": table.capacity}))
+        .map(|table| json!({"table": table.table, "used": table.used, "room": table.room, "capacity": table.capacity}))
         .collect();
     json!({
         "version": status.version,
@@ -129,6 +140,13 @@ fn value(status: &Status) -> Value {
             "cgroup": status.datapath.cgroup,
             "pins": status.datapath.pins,
             "mapWrites": status.datapath.map_writes,
+            "generationsBuilt": status.datapath.generations_built,
+            "drift": {
+                "changes": status.datapath.drift.changes,
+                "comparedAt": status.datapath.drift.compared_at.map(|at| humantime::format_rfc3339_millis(at).to_string()),
+                "entriesChecked": status.datapath.drift.entries_checked,
+                "entriesDiffering": status.datapath.drift.entries_differing,
+            },
         },
         "restart": {
             "timeToReadyUs": status.restart.time_to_ready_us,

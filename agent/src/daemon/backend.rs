@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use api::journal::{EncodedRecord, JournalError, RecordsQuery};
 use api::proto;
 use api::rejection::{DeltaName, Rejection};
-use api::server::{Backend, Flow, Read, Unreadable};
-use api::status::{Datapath, DatapathKind, Restart, Status, TablePressure};
+use api::server::{Backend, DatapathError, Flow, Read, Unreadable};
+use api::status::{Datapath, DatapathKind, Drift, Restart, Status, TablePressure};
 use api::{Level, Receipt, Stored};
-use applier::{Pipeline, Target};
+use applier::{Pipeline, RequestError, Target, Verification};
 use journal::{Journal, ReadError, Retention};
 use storage_schema::id::{Epoch, Lsn};
 use storage_schema::record::Transaction;
@@ -115,6 +115,11 @@ fn unreadable(error: ReadError) -> Unreadable {
     Unreadable { cause: error.to_string() }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is passed to map_err")]
+fn not_done(error: RequestError) -> DatapathError {
+    DatapathError { cause: error.to_string() }
+}
+
 impl Backend for Node {
     async fn push(&self, transaction: Transaction, client: Option<String>) -> Result<Receipt, Rejection> {
         let deltas: Vec<DeltaName> = transaction.deltas.iter().map(DeltaName::from).collect();
@@ -183,6 +188,28 @@ impl Backend for Node {
         Ok(streams::snapshot(self.journal.clone()))
     }
 
+    async fn verify_tables(&self) -> Result<proto::VerifyTablesResponse, DatapathError> {
+        let Verification { comparison, repairing } = self.pipeline.verify().await.map_err(not_done)?;
+        let difference = |difference: applier::Difference| proto::TableDifference {
+            table: difference.table.to_owned(),
+            entry: difference.entry,
+            expected: difference.expected,
+            found: difference.found,
+        };
+        Ok(proto::VerifyTablesResponse {
+            epoch: comparison.epoch.0,
+            entries_checked: comparison.checked,
+            entries_differing: comparison.differing,
+            differences: comparison.differences.into_iter().map(difference).collect(),
+            repairing,
+        })
+    }
+
+    async fn renew_generation(&self) -> Result<String, DatapathError> {
+        let number = self.pipeline.renew().await.map_err(not_done)?;
+        Ok(number.map(|number| format!("gen-{number}")).unwrap_or_default())
+    }
+
     async fn status(&self) -> Status {
         let status = self.pipeline.status();
         let (kind, cgroup, pins) = match &self.kernel {
@@ -204,6 +231,13 @@ impl Backend for Node {
                 cgroup,
                 pins,
                 map_writes: status.entries_written,
+                generations_built: status.generations_built,
+                drift: Drift {
+                    changes: status.drift.changes,
+                    compared_at: status.drift.compared_at,
+                    entries_checked: status.drift.entries_checked,
+                    entries_differing: status.drift.entries_differing,
+                },
             },
             restart: Restart {
                 time_to_ready_us: self.ready_after_us(),
@@ -212,10 +246,12 @@ impl Backend for Node {
             tables: status
                 .pressure
                 .into_iter()
-                .map(|pressure| TablePressure {
+                .zip(status.room)
+                .map(|(pressure, room)| TablePressure {
                     table: pressure.table.to_owned(),
                     used: pressure.used,
                     capacity: pressure.capacity,
+                    room,
                 })
                 .collect(),
             resources: status.resources.into_iter().map(|(kind, count)| (kind, count as u64)).collect(),

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use api::server::{Limits, serve};
 use api::socket::Socket;
-use applier::{Pipeline, Target};
+use applier::{Options, Pipeline, Target};
 use journal::Journal;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -39,7 +39,9 @@ pub fn run(config: &Config, started: Instant) -> Result<(), Failure> {
     let socket = Socket::bind(&config.socket)?;
     let target = target(config)?;
     let journal = open_journal(config)?;
-    let pipeline = Pipeline::start(journal.clone(), target.clone(), config.capacities)?;
+    let options =
+        Options { target: target.clone(), limits: config.capacities, verify_interval: config.verify_interval };
+    let pipeline = Pipeline::start(journal.clone(), options)?;
     let ready_after = started.elapsed();
     let node = Arc::new(Node::new(journal, pipeline, &target, config.journal().retention, ready_after));
     let runtime =

@@ -39,11 +39,12 @@ pub(crate) trait Typed: Tables {
         std::array::from_fn(|version| self.load(P::TABLE, version_word::<P>(cell, version)))
     }
 
-    /// The payload that is visible at `epoch`, with the epoch from which on it is.
-    fn visible<P: CellTable>(&self, cell: u32, epoch: Epoch) -> (Epoch, P) {
+    /// The payload that is visible at `epoch`, with the epoch from which on it is. `None` at the active epoch: somebody else
+    /// has written to the table.
+    fn visible<P: CellTable>(&self, cell: u32, epoch: Epoch) -> Option<(Epoch, P)> {
         let epochs = self.epochs::<P>(cell);
-        let version = cell::visible(epochs, epoch.0).expect("a cell has a version that is visible at the active epoch");
-        (Epoch(epochs[version]), self.payload(cell, version))
+        let version = cell::visible(epochs, epoch.0)?;
+        Some((Epoch(epochs[version]), self.payload(cell, version)))
     }
 
     /// A version's payload.

@@ -9,7 +9,7 @@ use applier::entry::Changes;
 use applier::tables::{MemoryTables, View};
 use applier::{Applier, ApplyError, Identity, Model};
 use journal::{Config, Durable, Head, Journal};
-use storage_schema::id::{Epoch, Lsn, StoreId};
+use storage_schema::id::{BootId, Epoch, Lsn, StoreId};
 use storage_schema::map::{Backend, Cell, Frontend, FrontendKey, Node, Service};
 use storage_schema::record::{Delta, Origin, Transaction};
 use storage_schema::resource::{Kind, ResourceKey};
@@ -18,7 +18,7 @@ use crate::domain::CAPACITIES;
 use crate::oracle::State;
 use crate::tables::{Fate, Killed, Mutant, SimulatedTables};
 
-const IDENTITY: Identity = Identity { store_id: StoreId([7; 16]), programs_hash: [9; 32] };
+const IDENTITY: Identity = Identity { store_id: StoreId([7; 16]), programs_hash: [9; 32], boot_id: BootId([5; 16]) };
 
 /// Durable heads of a real journal: nothing else can be applied.
 pub(crate) struct Heads(Vec<Durable<Head>>);

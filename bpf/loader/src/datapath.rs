@@ -1,7 +1,10 @@
 //! The pin root: generations, links, and what to do with them at start.
 
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -31,22 +34,74 @@ pub struct Options {
 pub struct Datapath {
     pin_root: PathBuf,
     cgroup: Cgroup,
+    /// Held open, so that a link whose pin somebody removes is not gone with it.
+    links: HashMap<&'static str, OwnedFd>,
+    /// What the active generation consists of, as it was when it was activated.
+    objects: BTreeMap<PathBuf, Option<u32>>,
+}
+
+/// Something in the kernel that is not as this agent has left it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A link's pin was removed; the link was pinned again.
+    LinkUnpinned {
+        /// The hook.
+        hook: &'static str,
+    },
+    /// A link was detached, or belonged to another cgroup; the hook was attached again.
+    LinkDetached {
+        /// The hook.
+        hook: &'static str,
+    },
+    /// A link ran another program; it runs the right one again.
+    LinkReplaced {
+        /// The hook.
+        hook: &'static str,
+    },
+    /// A pinned map or program is gone, or is another one. A new generation puts that right.
+    PinChanged {
+        /// Where.
+        path: PathBuf,
+    },
+}
+
+impl Change {
+    /// Whether a new generation is needed to put it right.
+    pub const fn needs_generation(&self) -> bool {
+        matches!(self, Self::PinChanged { .. })
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::LinkUnpinned { hook } => write!(f, "the pin of the link of {hook} was removed"),
+            Self::LinkDetached { hook } => write!(f, "the link of {hook} was detached"),
+            Self::LinkReplaced { hook } => write!(f, "the link of {hook} ran another program"),
+            Self::PinChanged { path } => write!(f, "the pin {} is gone or is another object", path.display()),
+        }
+    }
 }
 
 impl Datapath {
     /// Checks the cgroup and the pin root, and creates the latter (mode 0700) if it is not there.
     pub fn open(options: Options) -> Result<Self, LoadError> {
         let cgroup = Cgroup::open(&options.cgroup)?;
-        require_bpffs(&options.pin_root)?;
-        let datapath = Self { pin_root: options.pin_root, cgroup };
-        for folder in [datapath.pin_root.clone(), datapath.links(), datapath.pin_root.join("flow")] {
+        let datapath = Self { pin_root: options.pin_root, cgroup, links: HashMap::new(), objects: BTreeMap::new() };
+        datapath.create_folders()?;
+        Ok(datapath)
+    }
+
+    fn create_folders(&self) -> Result<(), LoadError> {
+        require_bpffs(&self.pin_root)?;
+        for folder in [self.pin_root.clone(), self.links(), self.pin_root.join("flow")] {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
                 .create(&folder)
                 .map_err(LoadError::io("create", folder.clone()))?;
         }
-        Ok(datapath)
+        Ok(())
     }
 
     /// Complete generations, newest first.
@@ -59,17 +114,19 @@ impl Datapath {
 
     /// Creates a generation with empty maps. It is not attached, and not complete until its `control` entry says so.
     pub fn create_generation(&self, capacities: &Capacities) -> Result<Generation, LoadError> {
+        self.create_folders()?;
         let newest = Generation::list(&self.pin_root)?.last().map_or(0, Generation::number);
         Generation::at(&self.pin_root, newest + 1).create(&self.stamps_path(), capacities)
     }
 
     /// Makes every link run this generation's programs, then discards all other generations. What is as it should be is
     /// not touched. Returns how many links were made or changed.
-    pub fn activate(&self, generation: &Generation) -> Result<usize, LoadError> {
+    pub fn activate(&mut self, generation: &Generation) -> Result<usize, LoadError> {
         let mut changed = 0;
         for hook in &HOOKS {
-            changed += usize::from(self.link(hook, generation)?);
+            changed += usize::from(self.link(hook, generation)?.is_some());
         }
+        self.objects = generation.objects();
         for other in Generation::list(&self.pin_root)? {
             if other != *generation {
                 tracing::info!(generation = other.number(), "discarding a generation that is no longer attached");
@@ -77,6 +134,25 @@ impl Datapath {
             }
         }
         Ok(changed)
+    }
+
+    /// Looks whether links and pins are as [`Datapath::activate`] left them. Links are put right at once; what else has
+    /// changed needs a new generation.
+    pub fn inspect(&mut self, generation: &Generation) -> Result<Vec<Change>, LoadError> {
+        let now = generation.objects();
+        let mut changes: Vec<Change> = self
+            .objects
+            .iter()
+            .filter(|(path, id)| now.get(*path).copied().flatten() != **id)
+            .map(|(path, _)| Change::PinChanged { path: path.clone() })
+            .collect();
+        if changes.is_empty() {
+            self.create_folders()?;
+            for hook in &HOOKS {
+                changes.extend(self.link(hook, generation)?);
+            }
+        }
+        Ok(changes)
     }
 
     /// The stamp of a socket; `None` if it was not balanced.
@@ -91,34 +167,48 @@ impl Datapath {
         }
     }
 
-    /// Links `hook` to the generation's program: whether anything had to be done.
-    fn link(&self, hook: &Hook, generation: &Generation) -> Result<bool, LoadError> {
+    /// Links `hook` to the generation's program: what had to be done, if anything.
+    fn link(&mut self, hook: &Hook, generation: &Generation) -> Result<Option<Change>, LoadError> {
         let pin = self.links().join(hook.name);
+        let hook_name = hook.name;
         let program = CgroupSockAddr::from_pin(generation.program(hook), hook.attach_type)
             .map_err(LoadError::program(hook.program))?;
         let program_id = program.info().map_err(LoadError::program(hook.program))?.id();
-        if pin.exists() {
-            let link = sys::obj_get(&pin).map_err(LoadError::bpf("BPF_OBJ_GET", pin.display().to_string()))?;
+        let pinned = pinned_link(&pin)?;
+        let unpinned = pinned.is_none();
+        if let Some(link) = pinned.or_else(|| self.links.remove(hook_name)) {
             let current = sys::cgroup_link(link.as_fd())
                 .map_err(LoadError::bpf("BPF_OBJ_GET_INFO_BY_FD", pin.display().to_string()))?;
             if current.cgroup_id == self.cgroup.id {
-                if current.program_id == program_id {
-                    return Ok(false);
+                let mut change = None;
+                if unpinned {
+                    sys::obj_pin(link.as_fd(), &pin)
+                        .map_err(LoadError::bpf("BPF_OBJ_PIN", pin.display().to_string()))?;
+                    change = Some(Change::LinkUnpinned { hook: hook_name });
                 }
-                fail::fail_point!("loader.before_link");
-                let program = program.fd().map_err(LoadError::program(hook.program))?;
-                sys::link_update(link.as_fd(), program.as_fd())
-                    .map_err(LoadError::bpf("BPF_LINK_UPDATE", hook.name))?;
-                fail::fail_point!("loader.after_link");
-                return Ok(true);
+                if current.program_id != program_id {
+                    fail::fail_point!("loader.before_link");
+                    let program = program.fd().map_err(LoadError::program(hook.program))?;
+                    sys::link_update(link.as_fd(), program.as_fd())
+                        .map_err(LoadError::bpf("BPF_LINK_UPDATE", hook_name))?;
+                    fail::fail_point!("loader.after_link");
+                    change = Some(Change::LinkReplaced { hook: hook_name });
+                }
+                self.links.insert(hook_name, link);
+                return Ok(change);
             }
-            // It belongs to a cgroup that is gone, or that is no longer the one to balance.
-            fs::remove_file(&pin).map_err(LoadError::io("remove", pin.clone()))?;
+            // It was detached, its cgroup is gone, or that is no longer the one to balance.
+            if !unpinned {
+                fs::remove_file(&pin).map_err(LoadError::io("remove", pin.clone()))?;
+            }
         }
         fail::fail_point!("loader.before_link");
-        self.attach(hook, program)?.pin(&pin).map_err(LoadError::pin(pin))?;
+        self.attach(hook, program)?.pin(&pin).map_err(LoadError::pin(pin.clone()))?;
         fail::fail_point!("loader.after_link");
-        Ok(true)
+        if let Some(link) = pinned_link(&pin)? {
+            self.links.insert(hook_name, link);
+        }
+        Ok(Some(Change::LinkDetached { hook: hook_name }))
     }
 
     fn attach(&self, hook: &Hook, mut program: CgroupSockAddr) -> Result<FdLink, LoadError> {
@@ -136,6 +226,43 @@ impl Datapath {
 
     fn stamps_path(&self) -> PathBuf {
         self.pin_root.join("flow").join(format!("stamps-{FLOW_FINGERPRINT:016x}"))
+    }
+}
+
+/// The generations under a pin root, oldest first, and the hooks that run each. Only reads; none if there is no pin root.
+pub fn generations(pin_root: &Path) -> Result<Vec<(Generation, Vec<&'static str>)>, LoadError> {
+    if !pin_root.exists() {
+        return Ok(Vec::new());
+    }
+    require_bpffs(pin_root)?;
+    let mut attached = HashMap::new();
+    for hook in &HOOKS {
+        let pin = pin_root.join("links").join(hook.name);
+        if let Some(link) = pinned_link(&pin)? {
+            let current = sys::cgroup_link(link.as_fd())
+                .map_err(LoadError::bpf("BPF_OBJ_GET_INFO_BY_FD", pin.display().to_string()))?;
+            if current.cgroup_id != 0 {
+                attached.insert(hook.name, current.program_id);
+            }
+        }
+    }
+    let with_hooks = |generation: Generation| {
+        let objects = generation.objects();
+        let runs = |hook: &&Hook| {
+            let program = objects.get(&generation.program(hook)).copied().flatten();
+            program.is_some() && attached.get(hook.name).copied() == program
+        };
+        let hooks = HOOKS.iter().filter(runs).map(|hook| hook.name).collect();
+        (generation, hooks)
+    };
+    Ok(Generation::list(pin_root)?.into_iter().map(with_hooks).collect())
+}
+
+fn pinned_link(pin: &Path) -> Result<Option<OwnedFd>, LoadError> {
+    match sys::obj_get(pin) {
+        Ok(link) => Ok(Some(link)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(LoadError::bpf("BPF_OBJ_GET", pin.display().to_string())(error)),
     }
 }
 

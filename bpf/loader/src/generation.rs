@@ -1,9 +1,11 @@
 //! One complete set of pinned maps and programs.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, Map, MapData, MapInfo};
+use aya::programs::ProgramInfo;
 use aya::programs::cgroup_sock_addr::CgroupSockAddr;
 use aya::{EbpfLoader, Pod};
 use storage_schema::map::{self, Capacities, Control};
@@ -124,7 +126,21 @@ impl Generation {
         Ok(Some(entry.0))
     }
 
-    pub(crate) fn is_complete(&self) -> bool {
+    /// The kernel's numbers of its maps and programs, by the path of their pins: another number is another object.
+    pub(crate) fn objects(&self) -> BTreeMap<PathBuf, Option<u32>> {
+        let maps = MAPS.iter().map(|name| self.map(name)).map(|pin| {
+            let id = MapInfo::from_pin(&pin).ok().map(|info| info.id());
+            (pin, id)
+        });
+        let programs = HOOKS.iter().map(|hook| self.program(hook)).map(|pin| {
+            let id = ProgramInfo::from_pin(&pin).ok().map(|info| info.id());
+            (pin, id)
+        });
+        maps.chain(programs).collect()
+    }
+
+    /// Whether it was filled: an incomplete one was never attached.
+    pub fn is_complete(&self) -> bool {
         // Whatever cannot be read was not finished, or was made by another ABI: either way it is not ours to go on with.
         matches!(self.control(), Ok(Some(control)) if control.magic == Control::MAGIC)
     }
@@ -134,7 +150,7 @@ impl Generation {
     }
 
     /// Removes its pins. What is still attached or mapped lives until it is not.
-    pub(crate) fn discard(&self) -> Result<(), LoadError> {
+    pub fn discard(&self) -> Result<(), LoadError> {
         fail::fail_point!("loader.before_discard");
         fs::remove_dir_all(&self.directory).map_err(LoadError::io("remove", self.directory.clone()))?;
         fail::fail_point!("loader.after_discard");

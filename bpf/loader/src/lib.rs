@@ -31,7 +31,7 @@ mod grace;
 mod hook;
 mod sys;
 
-pub use datapath::{Datapath, Options, uninstall};
+pub use datapath::{Change, Datapath, Options, generations, uninstall};
 pub use error::LoadError;
 pub use generation::Generation;
 pub use grace::Grace;

@@ -16,6 +16,15 @@ pub(crate) fn obj_get(path: &Path) -> io::Result<OwnedFd> {
     descriptor(bpf_cmd::BPF_OBJ_GET, &mut attr)
 }
 
+/// Pins what `fd` stands for at `path`.
+pub(crate) fn obj_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = empty();
+    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
+    attr.__bindgen_anon_4.bpf_fd = fd_number(fd.as_raw_fd());
+    call(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
+}
+
 /// Exchanges the program of a link: every run of the hook sees the old one or the new one.
 pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = empty();

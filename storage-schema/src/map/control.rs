@@ -14,7 +14,7 @@ abi_struct! {
 
 abi_struct! {
     /// The one entry of `control`.
-    pub struct Control[160] {
+    pub struct Control[168] {
         /// **The commit point**: what readers load once, and the applier stores once for each flip.
         pub active_epoch: u64,
         /// [`Control::MAGIC`], written last when a generation is created: without it, the generation is not complete.
@@ -25,10 +25,10 @@ abi_struct! {
         pub store_id: [u8; 16],
         /// Hash of the BPF object whose programs read the maps.
         pub programs_hash: [u8; 32],
+        /// The boot in which the maps were made: pins never outlive it, and what claims to is not believed.
+        pub boot_id: [u8; 16],
         /// Which records the active epoch and the one before (or after, during a flip) stand for.
         pub heads: [Head; 2],
-        /// Zero.
-        pub reserved: u64,
     }
 }
 
