@@ -1,5 +1,6 @@
 //! The command line as it is typed. What it means is decided in [`crate::config`] and in the commands.
 
+mod bpf;
 mod journal;
 
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use storage_schema::resource::Kind;
 
+pub use self::bpf::{BpfArgs, BpfCommand, DumpArgs, PinnedArgs, TableName, VerifyTablesArgs};
 pub use self::journal::{
     CompactArgs, ExportArgs, ExportFormat, ImportArgs, JournalArgs, JournalCommand, LogArgs, PrintArgs, RepairArgs,
     ShowArgs, SnapshotArgs, SnapshotCommand, VerifyArgs, Which,
@@ -75,6 +77,9 @@ pub enum Command {
         after_help = "Examples:\n  holdfast journal log --since -10m\n  holdfast journal verify --state-dir /var/lib/holdfast"
     )]
     Journal(JournalArgs),
+    /// Look into the kernel: tables decoded, how full they are, whether they are as the journal says, generations.
+    #[command(after_help = "Examples:\n  holdfast bpf dump services\n  holdfast bpf verify")]
+    Bpf(BpfArgs),
     /// Look at this machine: what the agent needs, what is there, what is missing and how to get it.
     #[command(after_help = "Example:\n  sudo holdfast doctor")]
     Doctor(DoctorArgs),

@@ -518,10 +518,10 @@ fn bad_settings_are_refused_before_anything_is_opened() {
     check(
         &place,
         &place.run_agent(&["--config", &file], &[]),
-        &expect![[r#"
+        &expect![[r"
             exit 2
             holdfast: DIR/agent.toml:1: unknown field `sockets`, expected one of `state_dir`, `pin_root`, `cgroup`, `socket`, `datapath`, `verify_interval`, `capacities`, `journal`, `log`
-        "#]],
+        "]],
     );
     check(
         &place,

@@ -4,16 +4,19 @@
 //! right by a new generation: a cell that is visible is never written over while programs may read it.
 
 use std::collections::HashMap;
-use std::fmt::{self, Debug};
+use std::fmt;
 use std::hash::Hash;
 
 use storage_schema::id::Epoch;
+use storage_schema::map::cell::Payload;
 use storage_schema::map::{self, Backend, Control, FINGERPRINT, Frontend, FrontendKey, NEVER, Node, Service};
 
 use crate::apply::{Applier, backend_payload, frontend_payload, service_payload};
-use crate::entry::Changes;
+use crate::dump;
+use crate::entry::{BackendKey, Changes, ServiceKey};
 use crate::layout::{Cells, Layout};
-use crate::tables::{CellTable, TableError, Tables, Typed};
+use crate::recovery::RecoveryError;
+use crate::tables::{CellTable, ReadOnly, TableError, Tables, Typed};
 
 /// How many differences are told one by one.
 const TOLD_MAX: usize = 100;
@@ -29,6 +32,15 @@ pub struct Comparison {
     pub differing: u64,
     /// The first hundred of them.
     pub differences: Vec<Difference>,
+}
+
+/// Whether versions of a later epoch may be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Staged {
+    /// None: the applier is between two transactions.
+    Nothing,
+    /// What an applier that died has left; recovery makes it void.
+    Leftover,
 }
 
 /// An entry that is not as the journal says.
@@ -51,10 +63,16 @@ impl fmt::Display for Difference {
 }
 
 impl Comparison {
-    fn check<V: PartialEq + Debug>(&mut self, table: &'static str, entry: &impl Debug, expected: &V, found: &V) {
+    fn check<V: PartialEq>(
+        &mut self,
+        table: &'static str,
+        entry: impl FnOnce() -> String,
+        (expected, found): (&V, &V),
+        tell: impl Fn(&V) -> String,
+    ) {
         self.checked += 1;
         if expected != found {
-            self.note(table, format!("{entry:?}"), format!("{expected:?}"), format!("{found:?}"));
+            self.note(table, entry(), tell(expected), tell(found));
         }
     }
 
@@ -66,27 +84,43 @@ impl Comparison {
     }
 }
 
+impl<T: Tables> Applier<ReadOnly<T>> {
+    /// Finds the way into tables without changing anything, as [`Applier::recover`] does.
+    pub fn look(tables: T) -> Result<Self, RecoveryError> {
+        Self::recover(ReadOnly(tables)).map(|(applier, _)| applier)
+    }
+}
+
 impl<T: Tables> Applier<T> {
     /// Compares the tables with `wanted`, the whole state at the active epoch.
-    pub fn compare(&self, wanted: &Changes) -> Result<Comparison, TableError> {
+    pub fn compare(&self, wanted: &Changes, staged: Staged) -> Result<Comparison, TableError> {
         let mut found = Comparison { epoch: self.active, ..Comparison::default() };
         let Control { active_epoch, magic, fingerprint, .. } = self.tables.control();
-        found.check(map::name::CONTROL, &"active epoch", &self.active.0, &active_epoch);
-        found.check(map::name::CONTROL, &"magic, fingerprint", &(Control::MAGIC, FINGERPRINT), &(magic, fingerprint));
+        let whole = [self.active.0, Control::MAGIC, FINGERPRINT];
+        let tell = |[epoch, magic, abi]: &[u64; 3]| format!("active epoch {epoch}, magic {magic:x}, ABI {abi:016x}");
+        let control = [active_epoch, magic, fingerprint];
+        found.check(map::name::CONTROL, || "0".to_owned(), (&whole, &control), tell);
         if let Some(node) = wanted.node {
-            found.check(map::name::NODE, &0, &Some(node), &self.shown::<Node>(0));
+            let shown = self.shown::<Node>(0);
+            found.check(
+                map::name::NODE,
+                || "0".to_owned(),
+                (&Some(node), &shown),
+                |node| told(node.as_ref(), |node| dump::node(*node)),
+            );
         }
         for (key, address) in &wanted.backends {
             let expected = address.map(|address| backend_payload(*key, address));
             let shown = self.layout.backends.get(key).and_then(|cell| self.present::<Backend>(cell));
-            found.check(map::name::BACKENDS, key, &expected, &shown);
+            let tell = |backend: &Option<Backend>| told(backend.as_ref(), dump::backend);
+            found.check(map::name::BACKENDS, || name_backend(key), (&expected, &shown), tell);
         }
         self.compare_services(wanted, &mut found);
         self.compare_frontends(wanted, &mut found)?;
         let Layout { backends, services, frontends, .. } = &self.layout;
-        self.find_strays::<Backend, _>(backends, |key| wanted.backends.contains_key(key), &mut found);
-        self.find_strays::<Service, _>(services, |key| wanted.services.contains_key(key), &mut found);
-        self.find_strays::<Frontend, _>(frontends, |key| wanted.frontends.contains_key(key), &mut found);
+        self.find_strays::<Backend, _>(backends, |key| wanted.backends.contains_key(key), staged, &mut found);
+        self.find_strays::<Service, _>(services, |key| wanted.services.contains_key(key), staged, &mut found);
+        self.find_strays::<Frontend, _>(frontends, |key| wanted.frontends.contains_key(key), staged, &mut found);
         Ok(found)
     }
 
@@ -95,44 +129,54 @@ impl<T: Tables> Applier<T> {
             let shown = self.layout.services.get(key).and_then(|cell| self.present::<Service>(cell));
             let expected = entry.as_ref().map(|entry| service_payload(*key, entry));
             let but_run = shown.map(|service| Service { run_offset: 0, run_length: 0, ..service });
-            found.check(map::name::SERVICES, key, &expected, &but_run);
+            let tell = |service: &Option<Service>| told(service.as_ref(), dump::service);
+            found.check(map::name::SERVICES, || name_service(key), (&expected, &but_run), tell);
             let Some(entry) = entry else { continue };
             let expected: Option<Vec<u32>> = entry.endpoints.iter().map(|key| self.layout.backends.get(key)).collect();
             let run = shown.and_then(|service| self.readable_run(&service));
-            found.check(map::name::ENDPOINTS, key, &expected, &run);
+            let tell = |run: &Option<Vec<u32>>| run.as_ref().map_or("nothing".to_owned(), |run| format!("{run:?}"));
+            found.check(map::name::ENDPOINTS, || name_service(key), (&expected, &run), tell);
         }
     }
 
     fn compare_frontends(&self, wanted: &Changes, found: &mut Comparison) -> Result<(), TableError> {
         let mut index: HashMap<FrontendKey, u32> = self.tables.index_entries()?.into_iter().collect();
+        let tell_cell = |cell: &Option<u32>| cell.map_or("nothing".to_owned(), |cell| format!("cell {cell}"));
         for (key, service) in &wanted.frontends {
             let index_of = |service| self.layout.services.get(&service).unwrap_or(u32::MAX);
             let expected = service.map(|service| frontend_payload(*key, index_of(service)));
             let cell = self.layout.frontends.get(key);
             let shown = cell.and_then(|cell| self.present::<Frontend>(cell));
-            found.check(map::name::FRONTENDS, key, &expected, &shown);
-            found.check(map::name::FRONTEND_INDEX, key, &cell, &index.remove(key));
+            let tell = |frontend: &Option<Frontend>| told(frontend.as_ref(), dump::frontend);
+            found.check(map::name::FRONTENDS, || dump::destination(key), (&expected, &shown), tell);
+            let entry = || dump::destination(key);
+            found.check(map::name::FRONTEND_INDEX, entry, (&cell, &index.remove(key)), tell_cell);
         }
         // What is left waits to be retired, or is nobody's.
         for (key, cell) in index {
-            found.check(map::name::FRONTEND_INDEX, &key, &self.layout.frontends.get(&key), &Some(cell));
+            let known = self.layout.frontends.get(&key);
+            found.check(map::name::FRONTEND_INDEX, || dump::destination(&key), (&known, &Some(cell)), tell_cell);
         }
         Ok(())
     }
 
     /// Cells that show something that nobody asked for, now or, with an epoch still to come, later.
-    fn find_strays<P: CellTable, K: Copy + Eq + Hash + Debug>(
+    fn find_strays<P: CellTable, K: Copy + Eq + Hash>(
         &self,
         cells: &Cells<K>,
         is_wanted: impl Fn(&K) -> bool,
+        staged: Staged,
         found: &mut Comparison,
     ) {
         let table = P::TABLE.name();
         let unwanted = cells.keys().filter(|(key, _)| !is_wanted(key)).map(|(_, cell)| cell);
         for cell in unwanted.chain(cells.unused()) {
-            if self.tables.epochs::<P>(cell) != [0, 0] {
-                found.check(table, &format_args!("cell {cell}"), &None, &self.present::<P>(cell));
+            if let Some(payload) = self.present::<P>(cell) {
+                found.note(table, format!("cell {cell}"), "nothing".to_owned(), format!("{payload:?}"));
             }
+        }
+        if staged == Staged::Leftover {
+            return;
         }
         for cell in 0..cells.capacity() {
             let epochs = self.tables.epochs::<P>(cell);
@@ -158,4 +202,20 @@ impl<T: Tables> Applier<T> {
         let end = run_offset.checked_add(run_length)?;
         (end <= self.tables.capacities().endpoint_slots()).then(|| self.tables.run(run_offset, run_length).collect())
     }
+}
+
+fn told<P: Payload>(payload: Option<&P>, fields: impl Fn(&P) -> Vec<(&'static str, String)>) -> String {
+    let fields = payload.filter(|payload| payload.is_present()).map(fields).unwrap_or_default();
+    let fields: Vec<String> = fields.into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+    if fields.is_empty() { "nothing".to_owned() } else { fields.join(" ") }
+}
+
+fn name_service(key: &ServiceKey) -> String {
+    let ServiceKey { service, port, protocol, family } = key;
+    format!("service {service} port {port} protocol {protocol} {family:?}")
+}
+
+fn name_backend(key: &BackendKey) -> String {
+    let BackendKey { workload, port, family } = key;
+    format!("workload {workload} port {port} {family:?}")
 }

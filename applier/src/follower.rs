@@ -24,7 +24,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::apply::{Applier, ApplyError};
-use crate::compare::Comparison;
+use crate::compare::{Comparison, Staged};
 use crate::entry::Changes;
 use crate::grace::GracePeriods;
 use crate::home::Home;
@@ -363,7 +363,7 @@ impl<H: Home> Follower<H> {
     }
 
     fn compare(&mut self, everything: &Changes) {
-        let compared = self.applier.compare(everything);
+        let compared = self.applier.compare(everything, Staged::Nothing);
         let outcome = compared.map_err(|error| error.to_string());
         if let Ok(comparison) = &outcome {
             self.note_comparison(comparison);

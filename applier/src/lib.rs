@@ -24,6 +24,7 @@
 
 pub mod apply;
 pub mod compare;
+pub mod dump;
 pub mod entry;
 mod follower;
 mod grace;

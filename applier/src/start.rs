@@ -10,7 +10,7 @@
 
 use std::time::{Duration, Instant};
 
-use journal::{Durable, Head, Journal, ReadError, StoredResource};
+use journal::{Durable, Head, Journal, ReadError, Reader, StoredResource};
 use loader::{Generation, Grace, LoadError};
 use storage_schema::codec;
 use storage_schema::id::{Epoch, Lsn};
@@ -126,15 +126,20 @@ pub(crate) fn read_model(journal: &Journal) -> Result<Model, ReadError> {
 
 /// What the tables must show at a record, from the journal alone.
 pub(crate) fn read_wanted(journal: &Journal, head: Durable<Head>) -> Result<Wanted, ReadError> {
-    let state = journal.reader().state_at(head.lsn)?;
+    let model = read_past(&journal.reader(), head.lsn)?;
+    Ok(Wanted { head, everything: plan::everything(&model), usage: model.usage() })
+}
+
+/// The model of the state at a record.
+pub fn read_past(reader: &Reader, lsn: Lsn) -> Result<Model, ReadError> {
+    let state = reader.state_at(lsn)?;
     let decode = |stored: StoredResource<'_>| {
         codec::decode_resource(stored.encoded).map_err(|source| ReadError::UndecodableResource {
             key: ResourceKey::new(stored.kind, stored.name),
             source,
         })
     };
-    let model = Model::load(state.iter().map(decode))?;
-    Ok(Wanted { head, everything: plan::everything(&model), usage: model.usage() })
+    Model::load(state.iter().map(decode))
 }
 
 /// Builds a new generation that shows `wanted`; it is complete, and nobody sees it yet.

@@ -216,6 +216,29 @@ impl Rig {
         );
     }
 
+    /// Takes note of a transaction that somebody else has pushed.
+    pub fn note_pushed(&mut self, transaction: &Transaction, lsn: Lsn) {
+        self.oracle.pushing(transaction);
+        self.oracle.acknowledge(lsn);
+    }
+
+    /// Connects to every destination, over and over, while `busy` says so: each connection must lead where the latest state
+    /// allows. Returns how many connections that were.
+    pub fn connect_while(&mut self, mut busy: impl FnMut() -> bool) -> u32 {
+        let mut connections = 0;
+        while busy() {
+            for destination in world::destinations() {
+                let expected = self.oracle.latest().expected(destination);
+                for (outcome, count) in self.worker.probe(destination, PROBES) {
+                    assert!(expected.allows(&outcome), "{destination}: {outcome:?}, not {expected:?}");
+                    connections += count;
+                }
+            }
+        }
+        self.worker.expect_progress();
+        connections
+    }
+
     /// Whether the agent took it. If it did not, it must be dead or dying.
     fn push(&mut self, agent: &Agent, transaction: &Transaction) -> bool {
         self.oracle.pushing(transaction);

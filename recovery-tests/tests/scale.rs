@@ -1,14 +1,11 @@
 //! A restart with 10,000 services and 160,000 endpoints writes no map entry.
 
-use std::net::{IpAddr, Ipv4Addr};
-
 use api::Level;
 use recovery_tests::agent::{Agent, Settings};
+use recovery_tests::crowd;
 use recovery_tests::requirements::kernel_is_usable;
 use recovery_tests::sandbox::Sandbox;
 use storage_schema::map::Capacities;
-use storage_schema::record::{Delta, Origin, Transaction};
-use storage_schema::resource::{Backing, Protocol, Resource, Service, ServicePort, Workload};
 
 const SERVICES: u32 = 10_000;
 const ENDPOINTS_EACH: u32 = 16;
@@ -26,9 +23,8 @@ fn a_restart_at_scale_writes_nothing() {
     let settings = Settings { capacities, ..Settings::default() };
     let agent = Agent::start(&sandbox, &settings);
     for first in (0..SERVICES).step_by(SERVICES_EACH as usize) {
-        let deltas = (first..first + SERVICES_EACH).flat_map(resources).map(Delta::Upsert).collect();
-        let origin = Origin { source: "scale".to_owned(), incarnation: 1, version: Some(u64::from(first) + 1) };
-        agent.apply(&Transaction { origin, deltas }, Level::Applied).expect("it fits");
+        let transaction = crowd::transaction(first..first + SERVICES_EACH, ENDPOINTS_EACH);
+        agent.apply(&transaction, Level::Applied).expect("it fits");
     }
     let before = agent.status();
     assert!(
@@ -48,24 +44,4 @@ fn a_restart_at_scale_writes_nothing() {
     assert_eq!(after.datapath.map_writes, 0);
     assert_eq!((after.applied_lsn, after.durable_lsn), (before.applied_lsn, before.durable_lsn));
     agent.kill();
-}
-
-/// A service and its workloads.
-fn resources(number: u32) -> impl Iterator<Item = Resource> {
-    let address = |base: u32, number: u32| IpAddr::V4(Ipv4Addr::from(base + number));
-    let name = format!("scale/s{number}");
-    let port = ServicePort { name: String::new(), port: 80, target_port: 8080, protocol: Protocol::Tcp };
-    let vips = vec![address(0x0a60_0001, number)];
-    let service = Service { name: name.clone(), vips, ports: vec![port], ..Service::default() };
-    let workloads = (0..ENDPOINTS_EACH).map(move |member| {
-        let number = number * ENDPOINTS_EACH + member;
-        Resource::Workload(Workload {
-            uid: format!("cluster//Pod/scale/w{number}"),
-            addresses: vec![address(0x0b00_0001, number)],
-            weight: 1,
-            services: vec![Backing { service: name.clone(), ports: Vec::new() }],
-            ..Workload::default()
-        })
-    });
-    std::iter::once(Resource::Service(service)).chain(workloads)
 }

@@ -1,6 +1,7 @@
 //! The commands. Each takes what was typed and returns when it is done, or a [`Failure`].
 
 mod apply;
+mod bpf;
 mod delete;
 mod doctor;
 mod get;
@@ -30,6 +31,7 @@ pub fn run(cli: Cli, started: Instant) -> Result<(), Failure> {
         Command::Get(args) => get::run(common, &args),
         Command::Status(args) => status::run(common, &args),
         Command::Journal(args) => journal::run(common, &args),
+        Command::Bpf(args) => bpf::run(common, &args),
         Command::Doctor(args) => doctor::run(common, &args),
         Command::Uninstall(args) => uninstall::run(common, &args),
         #[cfg(feature = "failpoints")]

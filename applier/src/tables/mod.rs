@@ -104,6 +104,42 @@ pub trait Tables {
     fn index_entries(&self) -> Result<Vec<(FrontendKey, u32)>, TableError>;
 }
 
+/// Tables that nobody changes through this: stores and updates go nowhere.
+#[derive(Debug)]
+pub struct ReadOnly<T>(pub T);
+
+impl<T: Tables> Tables for ReadOnly<T> {
+    fn capacities(&self) -> Capacities {
+        self.0.capacities()
+    }
+
+    fn load(&self, table: Table, word: usize) -> u64 {
+        self.0.load(table, word)
+    }
+
+    fn store(&self, _: Table, _: usize, _: u64) {}
+
+    fn pointer(&self, table: Table, word: usize) -> Option<*const u64> {
+        self.0.pointer(table, word)
+    }
+
+    fn index_get(&self, key: &FrontendKey) -> Result<Option<u32>, TableError> {
+        self.0.index_get(key)
+    }
+
+    fn index_insert(&self, _: &FrontendKey, _: u32) -> Result<(), TableError> {
+        Ok(())
+    }
+
+    fn index_remove(&self, _: &FrontendKey) -> Result<(), TableError> {
+        Ok(())
+    }
+
+    fn index_entries(&self) -> Result<Vec<(FrontendKey, u32)>, TableError> {
+        self.0.index_entries()
+    }
+}
+
 /// A table call that the kernel refused.
 #[derive(Debug, thiserror::Error)]
 #[error("{call} of {table} failed: {source}")]
