@@ -192,6 +192,20 @@ impl Agent {
         }
     }
 
+    /// Has it compare its tables with the journal.
+    pub fn verify_tables(&self) -> Result<api::proto::VerifyTablesResponse, ClientError> {
+        self.call(async |client| client.verify_tables().await)
+    }
+
+    /// Kills it after a while, from a thread. Wait for the thread before waiting for the agent's end.
+    pub fn kill_after(&self, life: Duration) -> thread::JoinHandle<()> {
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).expect("a process id is a positive int");
+        thread::spawn(move || {
+            thread::sleep(life);
+            kill_process(pid, Signal::KILL).expect("it is not waited for before");
+        })
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.process.0.id()

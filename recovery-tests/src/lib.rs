@@ -3,7 +3,8 @@
 //! * [`sandbox`]: a network namespace, a BPF file system, a cgroup and a directory that are nobody else's; gone afterwards.
 //! * [`agent`]: the `holdfast` binary as a process, and what one can do to it.
 //! * [`echo`], [`connection`], [`worker`]: servers, checked connections, and the process in the cgroup that opens them.
-//! * [`world`]: random transactions that an agent must accept; [`crowd`]: very many services. [`oracle`]: what must be true after them, worked out from
+//! * [`world`]: random transactions that an agent must accept; [`crowd`]: very many services; [`moves`]: a mesh that moves
+//!   as a whole. [`oracle`]: what must be true after them, worked out from
 //!   the resources alone, without a line of the code under test.
 //! * [`pinned`]: the kernel's tables and the journal, opened while no agent has them, and compared with the oracle.
 //! * [`rig`]: all of it, put together for crash tests.
@@ -18,6 +19,7 @@ pub mod agent;
 pub mod connection;
 pub mod crowd;
 pub mod echo;
+pub mod moves;
 pub mod oracle;
 pub mod pinned;
 pub mod requirements;

@@ -38,12 +38,7 @@ fn kill_again_and_again(seed: &Seed) {
     for kill in 0..count_from_environment("HOLDFAST_KILLS", KILLS) {
         let life = Duration::from_millis(rig.random().random_range(0..=LIFE_MS_MAX));
         let mut agent = Agent::spawn(rig.sandbox(), &settings);
-        let pid = rustix::process::Pid::from_raw(i32::try_from(agent.pid()).expect("a pid is an int"));
-        let killer = thread::spawn(move || {
-            thread::sleep(life);
-            let pid = pid.expect("a pid is not 0");
-            rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is not waited for before");
-        });
+        let killer = agent.kill_after(life);
         let ready = agent.wait_ready();
         match &ready {
             Ok(status) => {

@@ -36,6 +36,8 @@ pub struct Datapath {
     cgroup: Cgroup,
     /// Held open, so that a link whose pin somebody removes is not gone with it.
     links: HashMap<&'static str, OwnedFd>,
+    /// Held open likewise: the sockets' stamps outlive generations.
+    stamps: Option<OwnedFd>,
     /// What the active generation consists of, as it was when it was activated.
     objects: BTreeMap<PathBuf, Option<u32>>,
 }
@@ -87,7 +89,8 @@ impl Datapath {
     /// Checks the cgroup and the pin root, and creates the latter (mode 0700) if it is not there.
     pub fn open(options: Options) -> Result<Self, LoadError> {
         let cgroup = Cgroup::open(&options.cgroup)?;
-        let datapath = Self { pin_root: options.pin_root, cgroup, links: HashMap::new(), objects: BTreeMap::new() };
+        let datapath =
+            Self { pin_root: options.pin_root, cgroup, links: HashMap::new(), stamps: None, objects: BTreeMap::new() };
         datapath.create_folders()?;
         Ok(datapath)
     }
@@ -101,7 +104,11 @@ impl Datapath {
                 .create(&folder)
                 .map_err(LoadError::io("create", folder.clone()))?;
         }
-        Ok(())
+        match &self.stamps {
+            Some(stamps) if !self.stamps_path().exists() => sys::obj_pin(stamps.as_fd(), &self.stamps_path())
+                .map_err(LoadError::bpf("BPF_OBJ_PIN", self.stamps_path().display().to_string())),
+            _ => Ok(()),
+        }
     }
 
     /// Complete generations, newest first.
@@ -127,6 +134,7 @@ impl Datapath {
             changed += usize::from(self.link(hook, generation)?.is_some());
         }
         self.objects = generation.objects();
+        self.stamps = sys::obj_get(&self.stamps_path()).ok();
         for other in Generation::list(&self.pin_root)? {
             if other != *generation {
                 tracing::info!(generation = other.number(), "discarding a generation that is no longer attached");
