@@ -3,6 +3,7 @@
 mod bpf;
 mod journal;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -141,6 +142,9 @@ pub struct AgentArgs {
     /// How often the tables are compared with the journal, cell by cell [default: 5m].
     #[arg(long, env = "HOLDFAST_VERIFY_INTERVAL", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub verify_interval: Option<Duration>,
+    /// Serve metrics for Prometheus at this loopback address, as 127.0.0.1:9464 [default: nowhere].
+    #[arg(long, env = "HOLDFAST_METRICS", value_name = "ADDRESS")]
+    pub metrics: Option<SocketAddr>,
     /// How the journal is written and kept.
     #[command(flatten)]
     pub journal: JournalSettings,

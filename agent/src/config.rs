@@ -4,6 +4,7 @@
 //! settings file, the default. A file that is named must be there; the default one may be missing. A key that is not
 //! known is refused, because a misspelt setting that is silently ignored is found on the worst day.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, io};
@@ -46,6 +47,8 @@ pub struct Config {
     pub capacities: Capacities,
     /// How often the tables are compared with the journal.
     pub verify_interval: Duration,
+    /// Where metrics are served for Prometheus; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
     /// How the journal is written and kept.
     pub journal: Journaling,
     /// What to log.
@@ -108,6 +111,7 @@ struct File {
     datapath: Option<Datapath>,
     #[serde(default, deserialize_with = "crate::cli::duration")]
     verify_interval: Option<Duration>,
+    metrics: Option<SocketAddr>,
     #[serde(default)]
     capacities: FileCapacities,
     #[serde(default)]
@@ -152,6 +156,7 @@ impl Config {
                 endpoints: room(args.capacity_endpoints, file.capacities.endpoints, defaults.endpoints),
             },
             verify_interval: args.verify_interval.or(file.verify_interval).unwrap_or(VERIFY_INTERVAL),
+            metrics: args.metrics.or(file.metrics),
             journal: Journaling::from(args.journal.clone().or(&file.journal)),
             log_filter: args.log.clone().or(file.log.filter).unwrap_or_else(|| LOG_FILTER.to_owned()),
             log_format: args.log_format.or(file.log.format).unwrap_or(LogFormat::Text),
@@ -201,6 +206,12 @@ impl Config {
         if self.verify_interval < VERIFY_INTERVAL_MIN {
             let given = humantime::format_duration(self.verify_interval);
             return invalid("verify_interval", format!("must be at least 1s, not {given}"));
+        }
+        if let Some(address) = self.metrics.filter(|address| !address.ip().is_loopback()) {
+            return invalid(
+                "metrics",
+                format!("{address} is not a loopback address, and metrics are served unencrypted"),
+            );
         }
         if let Err(error) = EnvFilter::try_new(&self.log_filter) {
             return invalid("log.filter", format!("`{}` is not a log filter: {error}", self.log_filter));

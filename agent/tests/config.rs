@@ -40,6 +40,7 @@ fn nothing_said_means_the_defaults() {
         datapath: Datapath::Kernel,
         capacities: Capacities::default(),
         verify_interval: Duration::from_mins(5),
+        metrics: None,
         journal: Journaling {
             segment_bytes: 64 << 20,
             group_bytes_max: 4 << 20,
@@ -140,7 +141,7 @@ fn what_is_wrong_in_the_file_is_named_with_its_line() {
         "socket = \"/a.sock\"\nsockets = \"/b.sock\"\n",
         &[],
         &expect![
-            "DIR/agent.toml:2: unknown field `sockets`, expected one of `state_dir`, `pin_root`, `cgroup`, `socket`, `datapath`, `verify_interval`, `capacities`, `journal`, `log`"
+            "DIR/agent.toml:2: unknown field `sockets`, expected one of `state_dir`, `pin_root`, `cgroup`, `socket`, `datapath`, `verify_interval`, `metrics`, `capacities`, `journal`, `log`"
         ],
     );
     refused(

@@ -246,7 +246,10 @@ impl<H: Home> Follower<H> {
     /// Says what is in the way, and when it is tried again.
     fn refused(&mut self, what: &str, error: &str) -> Waiting {
         tracing::error!(error, retry_in = ?self.retry_delay, "{what}");
-        self.shared.progress().trouble = Some(format!("{what}: {error}"));
+        let mut progress = self.shared.progress();
+        progress.trouble = Some(format!("{what}: {error}"));
+        progress.refusals += 1;
+        drop(progress);
         let delay = self.retry_delay;
         self.retry_delay = (delay * 2).min(RETRY_DELAY_MAX);
         Waiting::Retry(Instant::now() + delay)
@@ -388,12 +391,14 @@ impl<H: Home> Follower<H> {
 
     /// Switches the links to a generation that shows the same epoch, or a later one if this one's was stuck.
     fn switch(&mut self, built: Box<Built<H>>) -> Waiting {
+        fail::fail_point!("applier.before_switch");
         let activated = lock(&self.home).activate(built.generation.as_ref());
         if let Err(error) = activated {
             // Some links may have been switched: nothing may be applied until all are.
             self.switching = Some(built);
             return self.refused("links are not all switched to the new generation", &error.to_string());
         }
+        fail::fail_point!("applier.after_switch");
         let Built { generation, applier, entries } = *built;
         self.applier = applier;
         self.generation = generation;

@@ -59,4 +59,6 @@ pub const FAILPOINTS: &[&str] = &[
     "applier.before_complete",
     "applier.before_activate",
     "applier.after_activate",
+    "applier.before_switch",
+    "applier.after_switch",
 ];

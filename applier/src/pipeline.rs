@@ -143,6 +143,8 @@ pub struct Status {
     pub flips: u64,
     /// Batches that had to wait for readers.
     pub grace_waits: u64,
+    /// Times that the kernel refused something; it was tried again.
+    pub refusals: u64,
     /// How much of the configured limits is used, by what is journaled.
     pub pressure: [Pressure; 4],
     /// How many entries the present tables have room for, in the order of `pressure`; a new generation has more.
@@ -182,6 +184,7 @@ pub(crate) struct Progress {
     pub(crate) entries_written: u64,
     pub(crate) flips: u64,
     pub(crate) grace_waits: u64,
+    pub(crate) refusals: u64,
     pub(crate) drift: Drift,
     start: StartReport,
 }
@@ -289,6 +292,7 @@ impl Pipeline {
             entries_written: progress.entries_written,
             flips: progress.flips,
             grace_waits: progress.grace_waits,
+            refusals: progress.refusals,
             pressure: usage.pressure(&self.shared.limits),
             room: usage.pressure(&progress.capacities).map(|table| table.capacity),
             generations_built: progress.generations_built,
@@ -315,6 +319,7 @@ impl Pipeline {
             entries_written: report.entries_written,
             flips: 0,
             grace_waits: 0,
+            refusals: 0,
             drift: Drift::default(),
             start: report,
         };

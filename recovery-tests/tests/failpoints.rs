@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use rand::Rng;
-use recovery_tests::agent::{Agent, SMALL, Settings};
+use recovery_tests::agent::{Agent, SMALL, Settings, holdfast, run as run_command};
 use recovery_tests::requirements::{check_kernel, kernel_is_usable};
 use recovery_tests::rig::Rig;
 use recovery_tests::seed::Seed;
@@ -42,6 +42,8 @@ enum Scenario {
     FirstStart,
     /// A start with pins and live connections, and other capacities: a new generation.
     NewGeneration,
+    /// A running agent that switches to a new generation, with live connections.
+    Renewal,
     /// A stream of transactions, with live connections.
     Stream,
     /// A stream of transactions that fills a segment, with live connections.
@@ -52,13 +54,13 @@ enum Scenario {
 
 /// In which scenarios a failpoint must be reached. Who adds one that a stream does not reach adds a line here.
 fn scenarios(failpoint: &str) -> &'static [Scenario] {
-    use Scenario::{FirstStart, Forgetting, NewGeneration, Rotation, Stream};
+    use Scenario::{FirstStart, Forgetting, NewGeneration, Renewal, Rotation, Stream};
     match failpoint {
-        "loader.before_discard" | "loader.after_discard" => &[NewGeneration],
-        "applier.before_complete" | "applier.before_activate" | "applier.after_activate" => {
-            &[FirstStart, NewGeneration]
-        }
-        _ if failpoint.starts_with("loader.") => &[FirstStart, NewGeneration],
+        "loader.before_discard" | "loader.after_discard" => &[NewGeneration, Renewal],
+        "applier.before_activate" | "applier.after_activate" => &[FirstStart, NewGeneration],
+        "applier.before_complete" => &[FirstStart, NewGeneration, Renewal],
+        "applier.before_switch" | "applier.after_switch" => &[Renewal],
+        _ if failpoint.starts_with("loader.") => &[FirstStart, NewGeneration, Renewal],
         _ if failpoint.starts_with("journal.segment.") => &[FirstStart, Rotation],
         _ if failpoint.starts_with("journal.checkpoint.") || failpoint.starts_with("journal.retention.") => {
             &[Forgetting]
@@ -89,6 +91,7 @@ fn run(failpoint: &'static str, scenario: Scenario) -> Result<(), Failed> {
         match scenario {
             Scenario::FirstStart => first_start(&mut rig, failpoint),
             Scenario::NewGeneration => new_generation(&mut rig, failpoint),
+            Scenario::Renewal => renewal(&mut rig, failpoint),
             Scenario::Stream => stream(&mut rig, failpoint),
             Scenario::Rotation => rotation(&mut rig, failpoint),
             Scenario::Forgetting => forgetting(&mut rig, failpoint),
@@ -122,6 +125,21 @@ fn new_generation(rig: &mut Rig, failpoint: &'static str) {
     let settings = Settings { capacities: LARGER, ..Settings::default() };
     let links = if failpoint.ends_with("_link") { rig.random().random_range(0..=1) } else { 0 };
     expect_death_at_start(rig, &Settings { failpoint: Some((failpoint, links)), ..settings.clone() });
+    rig.check_abandoned();
+    restart_and_check(rig, &settings);
+}
+
+fn renewal(rig: &mut Rig, failpoint: &'static str) {
+    let settings = lay_foundation(rig, Settings::default());
+    let links = if failpoint.ends_with("_link") { rig.random().random_range(0..=1) } else { 0 };
+    // Equal epochs: the start itself comes by none of these places.
+    let mut agent = Agent::start(rig.sandbox(), &Settings { failpoint: Some((failpoint, links)), ..settings.clone() });
+    let mut renew = holdfast(rig.sandbox());
+    renew.args(["bpf", "renew"]);
+    let answer = run_command(renew);
+    assert!(!answer.status.success(), "{failpoint} was never reached: {answer:?}");
+    let ended = agent.wait_end().expect("an agent that does not answer is dead or dying");
+    assert!(ended.code().is_none(), "it was killed and did not give up: {ended}");
     rig.check_abandoned();
     restart_and_check(rig, &settings);
 }

@@ -86,6 +86,11 @@ impl Node {
         );
     }
 
+    /// How the applier is.
+    pub(super) fn applier(&self) -> applier::Status {
+        self.pipeline.status()
+    }
+
     fn ready_after_us(&self) -> u64 {
         u64::try_from(self.ready_after.as_micros()).unwrap_or(u64::MAX)
     }

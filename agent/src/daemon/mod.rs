@@ -5,6 +5,7 @@
 //! machine (may we, and is there what we need?), the journal (is it ours and whole?), and only then the kernel's tables. A stop is the same in reverse; pins and links stay.
 
 mod backend;
+mod metrics;
 mod rejection;
 mod streams;
 
@@ -93,6 +94,9 @@ async fn serve_until_stopped(node: Arc<Node>, socket: Socket, config: &Config) -
     });
     tokio::pin!(server);
     let resuming = tokio::spawn(Arc::clone(&node).resume_whenever_refused());
+    if let Some(address) = config.metrics {
+        metrics::serve(address, Arc::clone(&node))?;
+    }
     node.report_ready(config);
     notify_ready();
     tokio::select! {
