@@ -26,6 +26,8 @@ pub mod apply;
 pub mod entry;
 mod layout;
 pub mod model;
+#[doc(hidden)]
+pub mod mutants;
 pub mod pipeline;
 pub mod plan;
 pub mod recovery;

@@ -118,6 +118,33 @@ fn service(number: u8, random: &mut ChaCha8Rng) -> Service {
     Service { name: service_name(number), vips, ports, ..Service::default() }
 }
 
+/// A transaction that gives each port of one service another set of endpoints than the round before.
+pub(crate) fn churn(round: u8) -> Transaction {
+    let tcp = |port| ServicePort {
+        name: String::new(),
+        port,
+        target_port: port,
+        protocol: storage_schema::resource::Protocol::Tcp,
+    };
+    let vips = vec![IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1))];
+    let service = Service { name: service_name(0), vips, ports: vec![tcp(80), tcp(443)], ..Service::default() };
+    let workload = |number| Workload {
+        uid: uid(number),
+        addresses: vec![IpAddr::V4(Ipv4Addr::new(10, 1, round % 2, number + 1))],
+        status: if number == round % 5 { WorkloadStatus::Unhealthy } else { WorkloadStatus::Healthy },
+        services: vec![Backing { service: service_name(0), ports: Vec::new() }],
+        ..Workload::default()
+    };
+    let deltas = if round == 0 {
+        std::iter::once(Resource::Service(service)).chain((0..6).map(workload).map(Resource::Workload)).collect()
+    } else {
+        // One becomes healthy again, the next one unhealthy.
+        [(round + 4) % 5, round % 5].map(workload).map(Resource::Workload).to_vec()
+    };
+    let origin = Origin { source: "simulation".to_owned(), incarnation: 1, version: None };
+    Transaction { origin, deltas: deltas.into_iter().map(Delta::Upsert).collect() }
+}
+
 fn service_name(number: u8) -> String {
     format!("sim/service-{number}")
 }
