@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use storage_schema::map::{Backend, Cell, Control, Frontend, FrontendKey, Head, NEVER, Node, Service};
 
 use crate::oracle::{self, State};
+use crate::schedule::Event;
 use crate::tables::{Fate, Step, version_words};
 
 const ENTROPIES: [u32; 3] = [0, u32::MAX / 2, u32::MAX];
@@ -53,11 +54,21 @@ impl Refusal {
     }
 }
 
-/// The index as it was for a while; programs that looked something up in it may still run.
+/// What the index had for each destination for a while; programs that looked something up in it may still run.
 struct Lookups {
-    index: HashMap<FrontendKey, u32>,
+    /// As many as there were destinations then.
+    cells: Vec<Option<u32>>,
     /// The last epoch during which it was so.
     until: u64,
+}
+
+/// What happened: events, and what became of the applier's steps.
+#[derive(Debug)]
+pub(crate) enum Happened {
+    Event(Event),
+    KilledBefore(Step),
+    KilledAfter(Step),
+    Refused(Step),
 }
 
 /// What the checker knows. Shared with the simulated tables, which ask it before each step.
@@ -65,12 +76,14 @@ pub(crate) struct Checker {
     /// How to run this again.
     replay: String,
     /// What happened, in order.
-    pub(crate) recording: Vec<String>,
+    pub(crate) recording: Vec<Happened>,
     /// The state at each LSN, the empty one included, and the record's hash.
     states: BTreeMap<u64, (State, [u8; 32])>,
     /// Epochs that were flipped to and that a program may still hold, with the words that such a program may read.
     held: BTreeMap<u64, HashSet<(Table, usize)>>,
     lookups: Vec<Lookups>,
+    /// Whether the index may not be as the newest of them says.
+    index_changed: bool,
     destinations: Vec<FrontendKey>,
     /// What readers of an epoch must see for each of the destinations.
     expected: HashMap<u64, Vec<[Verdict; ENTROPIES.len()]>>,
@@ -90,6 +103,7 @@ impl Checker {
             states: BTreeMap::from([(0, (empty, [0; 32]))]),
             held: BTreeMap::new(),
             lookups: Vec::new(),
+            index_changed: true,
             destinations: Vec::new(),
             expected: HashMap::new(),
             steps: 0,
@@ -119,9 +133,11 @@ impl Checker {
     }
 
     pub(crate) fn journaled(&mut self, lsn: u64, state: State, hash: [u8; 32]) {
-        self.destinations.extend(state.destinations());
-        self.destinations.sort_unstable();
-        self.destinations.dedup();
+        for destination in state.destinations() {
+            if !self.destinations.contains(&destination) {
+                self.destinations.push(destination);
+            }
+        }
         self.expected.clear();
         self.states.insert(lsn, (state, hash));
     }
@@ -156,7 +172,8 @@ impl Checker {
             Step::Insert(key) if memory.index_get(&key).is_ok_and(|cell| cell.is_some()) => {
                 self.violated("ORDER", memory, format_args!("an index entry is updated in place: {key:?}"));
             }
-            _ => {}
+            Step::Insert(_) | Step::Remove(_) => self.index_changed = true,
+            Step::List => {}
         }
         if let Some(CrashPoint(left)) = self.crash_points.front_mut() {
             match *left {
@@ -164,7 +181,7 @@ impl Checker {
                     let after = *left == 1;
                     self.crash_points.pop_front();
                     self.kills += 1;
-                    self.recording.push(format!("killed {} {step:?}", if after { "after" } else { "before" }));
+                    self.recording.push(if after { Happened::KilledAfter(step) } else { Happened::KilledBefore(step) });
                     return if after { Fate::KillAfter } else { Fate::KillBefore };
                 }
                 _ => *left -= 2,
@@ -185,7 +202,7 @@ impl Checker {
             self.refusal = None;
         }
         self.refused += 1;
-        self.recording.push(format!("refused {step:?}"));
+        self.recording.push(Happened::Refused(step));
         Some(errno)
     }
 
@@ -202,10 +219,14 @@ impl Checker {
     fn look(&mut self, memory: &MemoryTables) {
         let active = active_epoch(memory);
         self.held.entry(active).or_insert_with(|| reachable(memory, active));
-        let index = index_of(memory);
         match self.lookups.last_mut() {
-            Some(last) if last.index == index => last.until = active,
-            _ => self.lookups.push(Lookups { index, until: active }),
+            Some(last) if !self.index_changed => last.until = active,
+            _ => {
+                let cell = |destination| memory.index_get(destination).expect("memory does not fail");
+                let cells = self.destinations.iter().map(cell).collect();
+                self.lookups.push(Lookups { cells, until: active });
+                self.index_changed = false;
+            }
         }
     }
 
@@ -221,10 +242,16 @@ impl Checker {
         for epoch in self.held.keys() {
             let expected = &self.expected[epoch];
             // A program that loaded its epoch long ago may do its lookup at any time since.
-            for lookups in self.lookups.iter().filter(|lookups| lookups.until >= *epoch) {
-                let reader = Reader { view: View(memory), index: &lookups.index };
-                for (destination, verdicts) in self.destinations.iter().zip(expected.iter()) {
-                    for (entropy, verdict) in ENTROPIES.into_iter().zip(verdicts) {
+            let lookups: Vec<_> = self.lookups.iter().filter(|lookups| lookups.until >= *epoch).collect();
+            for (number, destination) in self.destinations.iter().enumerate() {
+                let mut checked = None;
+                for lookups in &lookups {
+                    let cell = lookups.cells.get(number).copied().flatten();
+                    if checked.replace(cell) == Some(cell) {
+                        continue;
+                    }
+                    let reader = Reader { view: View(memory), cell };
+                    for (entropy, verdict) in ENTROPIES.into_iter().zip(&expected[number]) {
                         let seen = decision::decide(&reader, *epoch, destination, entropy);
                         if seen != *verdict {
                             let what = format!("a reader of epoch {epoch} is sent to {seen:?}, not to {verdict:?}");
@@ -287,10 +314,11 @@ impl Checker {
 
     /// Ends the test, with all that is needed to see the same again.
     pub(crate) fn violated(&self, invariant: &str, memory: &MemoryTables, what: fmt::Arguments<'_>) -> ! {
-        let recording = self.recording[self.recording.len().saturating_sub(12)..].join("\n  ");
+        let last = self.recording.iter().skip(self.recording.len().saturating_sub(12));
+        let recording: String = last.map(|happened| format!("\n  {happened:?}")).collect();
         let (steps, active) = (self.steps, active_epoch(memory));
         panic!(
-            "{invariant} violated at step {steps}, active epoch {active}: {what}\nbefore it, newest last:\n  \
+            "{invariant} violated at step {steps}, active epoch {active}: {what}\nbefore it, newest last:\
              {recording}\nrun it again: {}",
             self.replay
         );
@@ -317,19 +345,15 @@ pub(crate) fn active_epoch(memory: &MemoryTables) -> u64 {
     View(memory).active_epoch().0
 }
 
-pub(crate) fn index_of(memory: &MemoryTables) -> HashMap<FrontendKey, u32> {
-    memory.index_entries().expect("memory does not fail").into_iter().collect()
-}
-
-/// A program that has looked up its destination in the index as it was at some moment.
+/// A program that has looked up its destination in the index at some moment.
 struct Reader<'t> {
     view: View<'t, MemoryTables>,
-    index: &'t HashMap<FrontendKey, u32>,
+    cell: Option<u32>,
 }
 
 impl decision::Tables for Reader<'_> {
-    fn frontend_index(&self, key: &FrontendKey) -> Option<u32> {
-        self.index.get(key).copied()
+    fn frontend_index(&self, _: &FrontendKey) -> Option<u32> {
+        self.cell
     }
     fn frontend(&self, cell: u32) -> Option<*const Cell<Frontend>> {
         self.view.frontend(cell)

@@ -18,23 +18,54 @@ pub(crate) const CAPACITIES: Capacities = Capacities { frontends: 24, services: 
 const SERVICES: u8 = 5;
 const WORKLOADS: u8 = 8;
 
+/// What the transactions of a schedule are like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Style {
+    /// Anything.
+    Any,
+    /// Many services, and workloads that keep their addresses: what changes is who backs what. Such a transaction writes
+    /// runs and hardly any cell that was written before.
+    Steady,
+    /// Few services without workloads, which come and go: entries come back before they are retired.
+    Flapping,
+}
+
 /// A source of transactions, most of which are valid.
 pub(crate) struct Domain {
+    style: Style,
     services: Vec<u8>,
 }
 
 impl Domain {
-    pub(crate) fn new() -> Self {
-        Self { services: Vec::new() }
+    pub(crate) fn new(style: Style) -> Self {
+        Self { style, services: Vec::new() }
     }
 
     /// The next transaction. It may be refused: dangling, duplicate or too large.
     pub(crate) fn transaction(&mut self, random: &mut ChaCha8Rng) -> Transaction {
         // Small ones touch few cells, so that several flips go by within one grace period.
         let length = if random.random_bool(0.7) { 1 } else { random.random_range(2..=6) };
-        let deltas = (0..length).map(|_| self.delta(random)).collect();
-        let origin = Origin { source: "simulation".to_owned(), incarnation: 1, version: None };
-        Transaction { origin, deltas }
+        let deltas = (0..length)
+            .map(|_| match self.style {
+                Style::Any => self.delta(random),
+                Style::Steady => self.steady_delta(random),
+                Style::Flapping => flapping_delta(random),
+            })
+            .collect();
+        transaction(deltas)
+    }
+
+    fn steady_delta(&mut self, random: &mut ChaCha8Rng) -> Delta {
+        if self.services.is_empty() || random.random_bool(0.3) {
+            let number = random.random_range(0..CAPACITIES.services as u8);
+            self.services.push(number);
+            return Delta::Upsert(Resource::Service(plain_service(number, &[80])));
+        }
+        let number = random.random_range(0..WORKLOADS);
+        let status = if random.random_bool(0.7) { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy };
+        let backed: std::collections::BTreeSet<_> = self.services.iter().copied().collect();
+        let backed = backed.into_iter().choose_multiple(random, 3);
+        Delta::Upsert(Resource::Workload(plain_workload(number, 0, status, &backed)))
     }
 
     fn delta(&mut self, random: &mut ChaCha8Rng) -> Delta {
@@ -95,6 +126,15 @@ impl Domain {
     }
 }
 
+fn flapping_delta(random: &mut ChaCha8Rng) -> Delta {
+    let number = random.random_range(0..SERVICES);
+    if random.random() {
+        Delta::Upsert(Resource::Service(plain_service(number, &[80])))
+    } else {
+        Delta::Remove(ResourceKey::new(Kind::Service, service_name(number)))
+    }
+}
+
 fn service(number: u8, random: &mut ChaCha8Rng) -> Service {
     let mut vips = Vec::new();
     if random.random_bool(0.8) {
@@ -105,12 +145,6 @@ fn service(number: u8, random: &mut ChaCha8Rng) -> Service {
     if random.random_bool(0.4) {
         vips.push(IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, u16::from(number) + 1)));
     }
-    let port = |port, target_port| ServicePort {
-        name: String::new(),
-        port,
-        target_port,
-        protocol: storage_schema::resource::Protocol::Tcp,
-    };
     let mut ports = vec![port(80, 8080)];
     if random.random_bool(0.4) {
         ports.push(port(443, 8443));
@@ -118,31 +152,44 @@ fn service(number: u8, random: &mut ChaCha8Rng) -> Service {
     Service { name: service_name(number), vips, ports, ..Service::default() }
 }
 
-/// A transaction that gives each port of one service another set of endpoints than the round before.
+/// The transactions of which each gives both ports of one service other endpoints than the one before.
 pub(crate) fn churn(round: u8) -> Transaction {
-    let tcp = |port| ServicePort {
-        name: String::new(),
-        port,
-        target_port: port,
-        protocol: storage_schema::resource::Protocol::Tcp,
+    let workload = |number: u8| {
+        let healthy = number != round % 5;
+        let status = if healthy { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy };
+        Delta::Upsert(Resource::Workload(plain_workload(number, round % 2, status, &[0])))
     };
-    let vips = vec![IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1))];
-    let service = Service { name: service_name(0), vips, ports: vec![tcp(80), tcp(443)], ..Service::default() };
-    let workload = |number| Workload {
-        uid: uid(number),
-        addresses: vec![IpAddr::V4(Ipv4Addr::new(10, 1, round % 2, number + 1))],
-        status: if number == round % 5 { WorkloadStatus::Unhealthy } else { WorkloadStatus::Healthy },
-        services: vec![Backing { service: service_name(0), ports: Vec::new() }],
-        ..Workload::default()
-    };
-    let deltas = if round == 0 {
-        std::iter::once(Resource::Service(service)).chain((0..6).map(workload).map(Resource::Workload)).collect()
-    } else {
+    if round > 0 {
         // One becomes healthy again, the next one unhealthy.
-        [(round + 4) % 5, round % 5].map(workload).map(Resource::Workload).to_vec()
-    };
-    let origin = Origin { source: "simulation".to_owned(), incarnation: 1, version: None };
-    Transaction { origin, deltas: deltas.into_iter().map(Delta::Upsert).collect() }
+        return transaction(vec![workload((round + 4) % 5), workload(round % 5)]);
+    }
+    let service = Delta::Upsert(Resource::Service(plain_service(0, &[80, 443])));
+    transaction(std::iter::once(service).chain((0..6).map(workload)).collect())
+}
+
+fn plain_service(number: u8, ports: &[u16]) -> Service {
+    let vips = vec![IpAddr::V4(Ipv4Addr::new(10, 96, 0, number + 1))];
+    let ports = ports.iter().map(|number| port(*number, 8000 + *number)).collect();
+    Service { name: service_name(number), vips, ports, ..Service::default() }
+}
+
+fn plain_workload(number: u8, network: u8, status: WorkloadStatus, services: &[u8]) -> Workload {
+    let backing = |service: &u8| Backing { service: service_name(*service), ports: Vec::new() };
+    Workload {
+        uid: uid(number),
+        addresses: vec![IpAddr::V4(Ipv4Addr::new(10, 1, network, number + 1))],
+        status,
+        services: services.iter().map(backing).collect(),
+        ..Workload::default()
+    }
+}
+
+fn port(port: u16, target_port: u16) -> ServicePort {
+    ServicePort { name: String::new(), port, target_port, protocol: storage_schema::resource::Protocol::Tcp }
+}
+
+fn transaction(deltas: Vec<Delta>) -> Transaction {
+    Transaction { origin: Origin { source: "simulation".to_owned(), incarnation: 1, version: None }, deltas }
 }
 
 fn service_name(number: u8) -> String {

@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use storage_schema::record::Transaction;
 
 use crate::checker::{Calls, CrashPoint, Refusal};
-use crate::domain::Domain;
+use crate::domain::{Domain, Style};
 use crate::world::World;
 
 /// What can happen to the node.
@@ -35,7 +35,8 @@ struct Weights {
 
 /// Runs the schedule of a seed.
 pub(crate) fn run(world: &mut World<'_>, random: &mut ChaCha8Rng, rounds: usize) {
-    let mut domain = Domain::new();
+    let style = *[Style::Any, Style::Any, Style::Steady, Style::Flapping].choose(random).expect("not empty");
+    let mut domain = Domain::new(style);
     let weights = Weights {
         kills: *[0, 1, 1, 4].choose(random).expect("not empty"),
         refusals: *[0, 1, 1, 6].choose(random).expect("not empty"),

@@ -12,7 +12,7 @@ use storage_schema::id::{Epoch, Lsn, StoreId};
 use storage_schema::record::{Delta, Origin, Transaction};
 use storage_schema::resource::{Kind, ResourceKey};
 
-use crate::checker::{Checker, active_epoch, index_of};
+use crate::checker::{Checker, Happened, active_epoch};
 use crate::domain::CAPACITIES;
 use crate::mutants::Mutant;
 use crate::oracle::State;
@@ -20,6 +20,9 @@ use crate::schedule::Event;
 use crate::tables::{Killed, SimulatedTables, Step};
 
 const IDENTITY: Identity = Identity { store_id: StoreId([7; 16]), programs_hash: [9; 32] };
+
+/// Grace periods after which everything is at rest.
+const SETTLING_MAX: usize = 24;
 
 /// Durable heads of a real journal: nothing else can be applied.
 pub(crate) struct Heads(Vec<Durable<Head>>);
@@ -97,11 +100,7 @@ impl<'h> World<'h> {
 
     /// Lets something happen, and checks what must hold afterwards.
     pub(crate) fn happen(&mut self, event: Event) {
-        let recorded = match &event {
-            Event::Push(transaction) => format!("push {:?}", transaction.deltas),
-            other => format!("{other:?}"),
-        };
-        self.checker.borrow_mut().recording.push(recorded);
+        self.checker.borrow_mut().recording.push(Happened::Event(event.clone()));
         match event {
             Event::Push(transaction) => self.push(&transaction),
             Event::Apply => self.apply(),
@@ -173,9 +172,13 @@ impl<'h> World<'h> {
     /// Brings everything to rest and checks that nothing is left over.
     pub(crate) fn settle(&mut self) {
         self.checker.borrow_mut().refuse(None);
-        for _ in 0..6 {
+        // Appliers that are killed meanwhile make it longer.
+        for _ in 0..SETTLING_MAX {
             for event in [Event::EndGrace, Event::Apply, Event::BeginGrace] {
                 self.happen(event);
+            }
+            if active_epoch(&self.memory) == self.lsn.0 && !self.applier.as_ref().expect("alive").has_retiring() {
+                break;
             }
         }
         let active = active_epoch(&self.memory);
@@ -284,7 +287,7 @@ impl<'h> World<'h> {
     fn check_cells(&self) {
         let applier = self.applier.as_ref().expect("alive");
         let [frontends, services, backends, _] = applier.pressure().map(|pressure| pressure.used);
-        let index = index_of(&self.memory).len() as u64;
+        let index = self.memory.index_entries().expect("memory does not fail").len() as u64;
         if frontends != index {
             self.violated("NOTHING_LEAKS", &format!("{frontends} frontends have {index} index entries"));
         }
