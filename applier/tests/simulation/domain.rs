@@ -1,5 +1,6 @@
 //! Random transactions over a domain that is small enough to recycle every cell many times.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use rand::Rng;
@@ -17,14 +18,15 @@ pub(crate) const CAPACITIES: Capacities = Capacities { frontends: 24, services: 
 
 const SERVICES: u8 = 5;
 const WORKLOADS: u8 = 8;
+const STEADY_SERVICES: u8 = 16;
 
 /// What the transactions of a schedule are like.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Style {
     /// Anything.
     Any,
-    /// Many services, and workloads that keep their addresses: what changes is who backs what. Such a transaction writes
-    /// runs and hardly any cell that was written before.
+    /// Services that each have a workload to themselves when they are new, and workloads that fail and heal: runs go and
+    /// others come, with hardly a cell written that was written before.
     Steady,
     /// Few services without workloads, which come and go: entries come back before they are retired.
     Flapping,
@@ -34,38 +36,41 @@ pub(crate) enum Style {
 pub(crate) struct Domain {
     style: Style,
     services: Vec<u8>,
+    /// With [`Style::Steady`]: what each workload backs, and whether it is healthy.
+    workloads: [(BTreeSet<u8>, bool); WORKLOADS as usize],
 }
 
 impl Domain {
     pub(crate) fn new(style: Style) -> Self {
-        Self { style, services: Vec::new() }
+        Self { style, services: Vec::new(), workloads: std::array::from_fn(|_| (BTreeSet::new(), true)) }
     }
 
     /// The next transaction. It may be refused: dangling, duplicate or too large.
     pub(crate) fn transaction(&mut self, random: &mut ChaCha8Rng) -> Transaction {
         // Small ones touch few cells, so that several flips go by within one grace period.
         let length = if random.random_bool(0.7) { 1 } else { random.random_range(2..=6) };
-        let deltas = (0..length)
-            .map(|_| match self.style {
-                Style::Any => self.delta(random),
-                Style::Steady => self.steady_delta(random),
-                Style::Flapping => flapping_delta(random),
-            })
-            .collect();
+        let deltas = match self.style {
+            Style::Any => (0..length).map(|_| self.delta(random)).collect(),
+            Style::Steady => self.steady_deltas(random),
+            Style::Flapping => (0..length).map(|_| flapping_delta(random)).collect(),
+        };
         transaction(deltas)
     }
 
-    fn steady_delta(&mut self, random: &mut ChaCha8Rng) -> Delta {
-        if self.services.is_empty() || random.random_bool(0.3) {
-            let number = random.random_range(0..CAPACITIES.services as u8);
-            self.services.push(number);
-            return Delta::Upsert(Resource::Service(plain_service(number, &[80])));
-        }
+    fn steady_deltas(&mut self, random: &mut ChaCha8Rng) -> Vec<Delta> {
         let number = random.random_range(0..WORKLOADS);
-        let status = if random.random_bool(0.7) { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy };
-        let backed: std::collections::BTreeSet<_> = self.services.iter().copied().collect();
-        let backed = backed.into_iter().choose_multiple(random, 3);
-        Delta::Upsert(Resource::Workload(plain_workload(number, 0, status, &backed)))
+        let (services, healthy) = &mut self.workloads[usize::from(number)];
+        let mut deltas = Vec::new();
+        if random.random() {
+            let service = random.random_range(0..STEADY_SERVICES);
+            services.insert(service);
+            deltas.push(Delta::Upsert(Resource::Service(plain_service(service, &[80]))));
+        } else {
+            *healthy = !*healthy;
+        }
+        let status = if *healthy { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy };
+        deltas.push(Delta::Upsert(Resource::Workload(plain_workload(number, 0, status, services))));
+        deltas
     }
 
     fn delta(&mut self, random: &mut ChaCha8Rng) -> Delta {
@@ -95,7 +100,7 @@ impl Domain {
         if random.random_bool(0.5) {
             addresses.push(IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 1, u16::from(number) + 1)));
         }
-        let backed = self.services.iter().copied().collect::<std::collections::BTreeSet<_>>();
+        let backed = self.services.iter().copied().collect::<BTreeSet<_>>();
         let services: Vec<_> = backed
             .into_iter()
             .choose_multiple(random, 2)
@@ -157,7 +162,7 @@ pub(crate) fn churn(round: u8) -> Transaction {
     let workload = |number: u8| {
         let healthy = number != round % 5;
         let status = if healthy { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy };
-        Delta::Upsert(Resource::Workload(plain_workload(number, round % 2, status, &[0])))
+        Delta::Upsert(Resource::Workload(plain_workload(number, round % 2, status, &BTreeSet::from([0]))))
     };
     if round > 0 {
         // One becomes healthy again, the next one unhealthy.
@@ -173,7 +178,7 @@ fn plain_service(number: u8, ports: &[u16]) -> Service {
     Service { name: service_name(number), vips, ports, ..Service::default() }
 }
 
-fn plain_workload(number: u8, network: u8, status: WorkloadStatus, services: &[u8]) -> Workload {
+fn plain_workload(number: u8, network: u8, status: WorkloadStatus, services: &BTreeSet<u8>) -> Workload {
     let backing = |service: &u8| Backing { service: service_name(*service), ports: Vec::new() };
     Workload {
         uid: uid(number),

@@ -54,7 +54,7 @@ fn replay(seed: u64, rounds: usize) -> String {
 #[test]
 fn every_mutant_is_found() {
     const ROUNDS: usize = 100;
-    const SEEDS: u64 = 400;
+    const SEEDS: u64 = 10000;
     let heads = Heads::journal(ROUNDS);
     let report = std::panic::take_hook();
     // Violations are what is looked for here: they are not worth a message each.

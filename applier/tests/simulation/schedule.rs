@@ -31,17 +31,15 @@ struct Weights {
     kills: u32,
     refusals: u32,
     graces: u32,
+    /// Whether it is deletions that are refused, many in a row.
+    stubborn: bool,
 }
 
 /// Runs the schedule of a seed.
 pub(crate) fn run(world: &mut World<'_>, random: &mut ChaCha8Rng, rounds: usize) {
     let style = *[Style::Any, Style::Any, Style::Steady, Style::Flapping].choose(random).expect("not empty");
     let mut domain = Domain::new(style);
-    let weights = Weights {
-        kills: *[0, 1, 1, 4].choose(random).expect("not empty"),
-        refusals: *[0, 1, 1, 6].choose(random).expect("not empty"),
-        graces: *[2, 3, 3, 5].choose(random).expect("not empty"),
-    };
+    let weights = Weights::of(style, random);
     for _ in 0..rounds {
         let event = weights.event(&mut domain, random);
         world.happen(event);
@@ -53,8 +51,24 @@ pub(crate) fn run(world: &mut World<'_>, random: &mut ChaCha8Rng, rounds: usize)
 }
 
 impl Weights {
+    fn of(style: Style, random: &mut ChaCha8Rng) -> Self {
+        let mut one_of = |weights: [u32; 4]| *weights.choose(random).expect("not empty");
+        match style {
+            Style::Any | Style::Steady => Self {
+                kills: one_of([0, 1, 1, 4]),
+                refusals: one_of([0, 1, 1, 6]),
+                graces: one_of([2, 3, 3, 5]),
+                stubborn: false,
+            },
+            // What is at stake is what waits to be retired: it has to wait for long.
+            Style::Flapping => {
+                Self { kills: one_of([0, 0, 0, 1]), refusals: 3, graces: one_of([4, 5, 6, 8]), stubborn: true }
+            }
+        }
+    }
+
     fn event(&self, domain: &mut Domain, random: &mut ChaCha8Rng) -> Event {
-        let Self { kills, refusals, graces } = *self;
+        let Self { kills, refusals, graces, stubborn } = *self;
         let number = random.random_range(0..8 + 2 * graces + kills + refusals);
         if number < 8 {
             Event::Push(domain.transaction(random))
@@ -67,11 +81,20 @@ impl Weights {
             let point = |death| if death == 0 { 400 } else { 60 };
             Event::Kill((0..deaths).map(|death| CrashPoint(random.random_range(0..point(death)))).collect())
         } else {
+            let errno = *Refusal::ERRORS.choose(random).expect("not empty");
+            if stubborn && random.random_bool(0.8) {
+                return Event::Refuse(Refusal {
+                    calls: Calls::Removals,
+                    skip: 0,
+                    times: random.random_range(2..=12),
+                    errno,
+                });
+            }
             Event::Refuse(Refusal {
                 calls: *[Calls::Any, Calls::Insertions, Calls::Removals].choose(random).expect("not empty"),
                 skip: random.random_range(0..4),
                 times: if random.random_bool(0.5) { 1 } else { random.random_range(2..=12) },
-                errno: *Refusal::ERRORS.choose(random).expect("not empty"),
+                errno,
             })
         }
     }
