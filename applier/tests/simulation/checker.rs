@@ -92,6 +92,7 @@ pub(crate) struct Checker {
     kills: usize,
     crash_points: VecDeque<CrashPoint>,
     refusal: Option<Refusal>,
+    refusal_at_death: Option<Refusal>,
     refused: usize,
 }
 
@@ -111,6 +112,7 @@ impl Checker {
             kills: 0,
             crash_points: VecDeque::new(),
             refusal: None,
+            refusal_at_death: None,
             refused: 0,
         }
     }
@@ -152,6 +154,18 @@ impl Checker {
         self.refusal = refusal;
     }
 
+    /// Refuses calls of the applier that comes after the next kill.
+    pub(crate) const fn refuse_at_death(&mut self, refusal: Refusal) {
+        self.refusal_at_death = Some(refusal);
+    }
+
+    /// Other tables take the place of those that readers use.
+    pub(crate) fn new_tables(&mut self) {
+        self.held.clear();
+        self.lookups.clear();
+        self.index_changed = true;
+    }
+
     /// Runs readers from this step on only.
     pub(crate) const fn check_readers_from(&mut self, step: usize) {
         self.readers_from = step;
@@ -181,6 +195,7 @@ impl Checker {
                     let after = *left == 1;
                     self.crash_points.pop_front();
                     self.kills += 1;
+                    self.refusal = self.refusal_at_death.take().or(self.refusal);
                     self.recording.push(if after { Happened::KilledAfter(step) } else { Happened::KilledBefore(step) });
                     return if after { Fate::KillAfter } else { Fate::KillBefore };
                 }

@@ -10,11 +10,11 @@ use crate::domain::{self, Domain, Style};
 use crate::schedule::Event;
 use crate::world::{Heads, World};
 
-const RECORDS: usize = 64;
+pub(crate) const RECORDS: usize = 64;
 
 /// A fixed sequence of events.
 #[derive(Clone, Copy, Debug)]
-enum Script {
+pub(crate) enum Script {
     /// Random transactions with grace periods among them.
     Mixed,
     /// Endpoints that change until their runs have moved to the other half, and back.
@@ -31,7 +31,7 @@ impl Script {
         scripts.into_iter().find(|script| format!("{script:?}") == name).expect("a script's name")
     }
 
-    fn run(self, world: &mut World<'_>) {
+    pub(crate) fn run(self, world: &mut World<'_>) {
         match self {
             Self::Mixed => random(world, 20, 24, None),
             Self::Halves => {
@@ -115,8 +115,28 @@ fn every_crash_point_of_every_recovery_recovers() {
     println!("crash points during recovery covered: {pairs} of {pairs}, {steps} steps, 0 violations");
 }
 
+/// A generation that is being filled is complete, and shows the journal's state, or is not taken for one.
+#[test]
+fn every_crash_point_of_a_new_generation_is_harmless() {
+    let heads = Heads::journal(RECORDS);
+    let mut points = 0;
+    for point in 0.. {
+        let mut world = World::new(&heads, String::from("cargo nextest run -p applier --test simulation generation"));
+        for round in 0..3 {
+            world.happen(Event::Push(domain::churn(round)));
+        }
+        world.happen(Event::Apply);
+        world.happen(Event::Kill(vec![CrashPoint(point)]));
+        if !world.replace_generation() {
+            break;
+        }
+        points += 1;
+    }
+    println!("crash points of a new generation covered: {points} of {points}");
+}
+
 /// How many crash points a script has.
-fn crash_points(script: Script, heads: &Heads) -> usize {
+pub(crate) fn crash_points(script: Script, heads: &Heads) -> usize {
     let mut world = World::new(heads, format!("HOLDFAST_CRASH={script:?} {COMMAND}"));
     let first = world.steps();
     script.run(&mut world);

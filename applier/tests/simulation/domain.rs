@@ -172,6 +172,16 @@ pub(crate) fn churn(round: u8) -> Transaction {
     transaction(std::iter::once(service).chain((0..6).map(workload)).collect())
 }
 
+/// Removes the service of [`churn`], and adds another one.
+pub(crate) fn other_destinations() -> [Transaction; 2] {
+    let removal = Delta::Remove(ResourceKey::new(Kind::Service, service_name(0)));
+    let workloads = (0..6).map(|number| {
+        Delta::Upsert(Resource::Workload(plain_workload(number, 0, WorkloadStatus::Healthy, &BTreeSet::new())))
+    });
+    let other = Delta::Upsert(Resource::Service(plain_service(1, &[80, 443])));
+    [transaction(workloads.chain([removal]).collect()), transaction(vec![other])]
+}
+
 fn plain_service(number: u8, ports: &[u16]) -> Service {
     let vips = vec![IpAddr::V4(Ipv4Addr::new(10, 96, 0, number + 1))];
     let ports = ports.iter().map(|number| port(*number, 8000 + *number)).collect();

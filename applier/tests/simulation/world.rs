@@ -9,8 +9,10 @@ use applier::tables::{MemoryTables, Table, Tables as _};
 use applier::{Applier, ApplyError, Identity, Model, plan};
 use journal::{Config, Durable, Head, Journal};
 use storage_schema::id::{Epoch, Lsn, StoreId};
+use storage_schema::map::Control;
 use storage_schema::record::{Delta, Origin, Transaction};
 use storage_schema::resource::{Kind, ResourceKey};
+use zerocopy::FromBytes;
 
 use crate::checker::{Checker, Happened, active_epoch};
 use crate::domain::CAPACITIES;
@@ -193,6 +195,46 @@ impl<'h> World<'h> {
             self.violated("NOTHING_TWICE", "a restart at rest writes something");
         }
         self.check_nothing_leaks();
+    }
+
+    /// An index entry is gone, which the applier has not deleted. Readers miss it until it is back.
+    pub(crate) fn lose_an_index_entry_and_restart(&mut self) {
+        let entries = self.memory.index_entries().expect("memory does not fail");
+        let (key, _) = entries.first().expect("an index entry");
+        self.memory.index_remove(key).expect("memory does not fail");
+        self.checker.borrow_mut().check_readers_from(usize::MAX);
+        self.restart();
+        self.checker.borrow_mut().new_tables();
+        self.checker.borrow_mut().check_readers_from(0);
+        self.checker.borrow_mut().check(&self.memory);
+    }
+
+    /// Fills a new generation's tables with the journal's state. Killed meanwhile, it is gone on with if it says that it
+    /// is complete. Returns whether there was a kill.
+    pub(crate) fn replace_generation(&mut self) -> bool {
+        self.memory = Rc::new(MemoryTables::new(CAPACITIES));
+        self.checker.borrow_mut().new_tables();
+        let head = self.heads.at(self.lsn);
+        let mut wanted = plan::everything(&self.model);
+        let lived = catch_unwind(AssertUnwindSafe(|| {
+            let mut applier = Applier::create(self.tables(), &IDENTITY);
+            applier.reconcile(&mut wanted, head).expect("empty tables have room");
+            applier.complete();
+        }));
+        if let Err(cause) = lived {
+            assert!(cause.is::<Killed>(), "a violation in a new generation");
+            let words =
+                (0..size_of::<Control>() / 8).flat_map(|word| self.memory.load(Table::Control, word).to_ne_bytes());
+            let control = Control::read_from_bytes(&words.collect::<Vec<_>>()).expect("as many bytes");
+            if IDENTITY.matches(&control) {
+                self.restart();
+                assert_eq!(active_epoch(&self.memory), self.lsn.0, "it was complete");
+            }
+            return true;
+        }
+        self.restart();
+        self.settle();
+        false
     }
 
     pub(crate) fn steps(&self) -> usize {
