@@ -63,12 +63,22 @@ struct Lookups {
 }
 
 /// What happened: events, and what became of the applier's steps.
-#[derive(Debug)]
 pub(crate) enum Happened {
     Event(Event),
     KilledBefore(Step),
     KilledAfter(Step),
     Refused(Step),
+}
+
+impl fmt::Display for Happened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Event(event) => write!(f, "{event:?}"),
+            Self::KilledBefore(step) => write!(f, "killed before {step:?}"),
+            Self::KilledAfter(step) => write!(f, "killed after {step:?}"),
+            Self::Refused(step) => write!(f, "refused {step:?}"),
+        }
+    }
 }
 
 /// What the checker knows. Shared with the simulated tables, which ask it before each step.
@@ -327,10 +337,20 @@ impl Checker {
         }
     }
 
+    /// After a panic that is not a violation: how to see it again.
+    pub(crate) fn print_replay(&self) {
+        if !self.replay.is_empty() {
+            eprintln!("at step {}; run it again: {}", self.steps, self.replay);
+        }
+    }
+
     /// Ends the test, with all that is needed to see the same again.
     pub(crate) fn violated(&self, invariant: &str, memory: &MemoryTables, what: fmt::Arguments<'_>) -> ! {
-        let last = self.recording.iter().skip(self.recording.len().saturating_sub(12));
-        let recording: String = last.map(|happened| format!("\n  {happened:?}")).collect();
+        let mut recording = String::new();
+        for happened in self.recording.iter().skip(self.recording.len().saturating_sub(12)) {
+            recording.push_str("\n  ");
+            recording.push_str(&happened.to_string());
+        }
         let (steps, active) = (self.steps, active_epoch(memory));
         panic!(
             "{invariant} violated at step {steps}, active epoch {active}: {what}\nbefore it, newest last:\

@@ -10,7 +10,7 @@ use crate::domain::{self, Domain, Style};
 use crate::schedule::Event;
 use crate::world::{Heads, World};
 
-pub(crate) const RECORDS: usize = 64;
+pub(crate) const RECORDS: usize = 100;
 
 /// A fixed sequence of events.
 #[derive(Clone, Copy, Debug)]
@@ -21,19 +21,21 @@ pub(crate) enum Script {
     Halves,
     /// Index calls are refused time and again.
     Refused,
+    /// Services that come and go: most of its transactions change the index.
+    Flapping,
     /// A few transactions, short enough for two kills at any two points.
     Short,
 }
 
 impl Script {
     fn by_name(name: &str) -> Self {
-        let scripts = [Self::Mixed, Self::Halves, Self::Refused, Self::Short];
+        let scripts = [Self::Mixed, Self::Halves, Self::Refused, Self::Flapping, Self::Short];
         scripts.into_iter().find(|script| format!("{script:?}") == name).expect("a script's name")
     }
 
     pub(crate) fn run(self, world: &mut World<'_>) {
         match self {
-            Self::Mixed => random(world, 20, 24, None),
+            Self::Mixed => random(world, Style::Any, 20, 24, None),
             Self::Halves => {
                 for round in 0..16 {
                     world.happen(Event::Push(domain::churn(round)));
@@ -46,19 +48,20 @@ impl Script {
             }
             Self::Refused => {
                 let refusal = Refusal { calls: Calls::Any, skip: 1, times: 2, errno: Errno::NOMEM };
-                random(world, 28, 20, Some(refusal));
+                random(world, Style::Any, 28, 20, Some(refusal));
                 let checker = world.checker.borrow();
                 assert!(checker.refused() >= 4 || checker.kills() > 0, "too little was refused");
             }
-            Self::Short => random(world, 3, 7, None),
+            Self::Flapping => random(world, Style::Flapping, 1, 80, None),
+            Self::Short => random(world, Style::Any, 3, 7, None),
         }
     }
 }
 
 /// Random transactions, always the same; every third one finds index calls refused.
-fn random(world: &mut World<'_>, seed: u64, rounds: u64, refusal: Option<Refusal>) {
+fn random(world: &mut World<'_>, style: Style, seed: u64, rounds: u64, refusal: Option<Refusal>) {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let mut domain = Domain::new(Style::Any);
+    let mut domain = Domain::new(style);
     for round in 0..rounds {
         world.happen(Event::Push(domain.transaction(&mut random)));
         if let Some(refusal) = refusal.filter(|_| round % 3 == 1) {
@@ -84,7 +87,7 @@ fn every_crash_point_recovers() {
     }
     let heads = Heads::journal(RECORDS);
     let (mut points, mut steps) = (0, 0);
-    for script in [Script::Mixed, Script::Halves, Script::Refused] {
+    for script in [Script::Mixed, Script::Halves, Script::Refused, Script::Flapping] {
         let of_script = crash_points(script, &heads);
         for point in 0..of_script {
             let world = kill(script, &[CrashPoint(point)], &heads);
@@ -120,8 +123,9 @@ fn every_crash_point_of_every_recovery_recovers() {
 fn every_crash_point_of_a_new_generation_is_harmless() {
     let heads = Heads::journal(RECORDS);
     let mut points = 0;
+    let replay = "cargo nextest run --locked -p applier --test simulation generation";
     for point in 0.. {
-        let mut world = World::new(&heads, String::from("cargo nextest run -p applier --test simulation generation"));
+        let mut world = World::new(&heads, replay.to_owned());
         for round in 0..3 {
             world.happen(Event::Push(domain::churn(round)));
         }
@@ -146,7 +150,7 @@ pub(crate) fn crash_points(script: Script, heads: &Heads) -> usize {
 const COMMAND: &str = "cargo nextest run --locked -p applier --test simulation every_crash_point_recovers --no-capture";
 
 fn kill<'h>(script: Script, points: &[CrashPoint], heads: &'h Heads) -> World<'h> {
-    let numbers: String = points.iter().map(|CrashPoint(point)| format!("/{point}")).collect();
+    let numbers: String = points.iter().flat_map(|CrashPoint(point)| ["/".to_owned(), point.to_string()]).collect();
     let mut world = World::new(heads, format!("HOLDFAST_CRASH={script:?}{numbers} {COMMAND}"));
     if let [CrashPoint(first), ..] = points {
         // Up to the first kill, this run is like all others, which have been checked.

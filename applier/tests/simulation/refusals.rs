@@ -8,21 +8,17 @@ use crate::domain;
 use crate::schedule::Event;
 use crate::world::{Heads, World};
 
-const COMMAND: &str = "cargo nextest run --locked -p applier --test simulation refused";
+const COMMAND: &str = "cargo nextest run --locked -p applier --test simulation refusals";
 
 /// From this call of a script on, so many calls fail.
 #[test]
 fn every_call_can_be_refused() {
     let heads = Heads::journal(RECORDS);
     let (mut refused, mut runs) = (0, 0);
-    for errno in Refusal::ERRORS {
-        for times in [1, 2, 3, 7] {
+    for script in [Script::Mixed, Script::Flapping] {
+        for (errno, times) in Refusal::ERRORS.into_iter().flat_map(|errno| [1, 2, 3, 7].map(|times| (errno, times))) {
             for skip in 0.. {
-                let mut world = World::new(&heads, COMMAND.to_owned());
-                let refusal = Refusal { calls: Calls::Any, skip, times, errno };
-                world.happen(Event::Refuse(refusal));
-                Script::Mixed.run(&mut world);
-                let in_this_run = world.checker.borrow().refused();
+                let in_this_run = refuse(script, Refusal { calls: Calls::Any, skip, times, errno }, &heads);
                 if in_this_run == 0 {
                     break;
                 }
@@ -31,7 +27,17 @@ fn every_call_can_be_refused() {
             }
         }
     }
+    assert!(runs >= 16 * 30, "a script with so few index calls shows little: {runs} runs");
     println!("{refused} calls refused in {runs} runs, 0 violations");
+}
+
+/// How many calls were refused.
+fn refuse(script: Script, refusal: Refusal, heads: &Heads) -> usize {
+    let mut world = World::new(heads, COMMAND.to_owned());
+    world.happen(Event::Refuse(refusal));
+    script.run(&mut world);
+    let checker = world.checker.borrow();
+    checker.refused()
 }
 
 /// The applier that comes after a kill is refused the listing of the index, or what it needs to catch up.

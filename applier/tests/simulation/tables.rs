@@ -45,6 +45,13 @@ enum Late {
     Index(FrontendKey, u32),
 }
 
+/// A version whose epoch is not written yet.
+struct Torn {
+    table: Table,
+    first_word: usize,
+    payload: Vec<Late>,
+}
+
 /// The kernel's memory, as one life of the applier sees it.
 pub(crate) struct SimulatedTables {
     memory: Rc<MemoryTables>,
@@ -52,8 +59,8 @@ pub(crate) struct SimulatedTables {
     mutant: Option<Mutant>,
     /// What some mutants hold back until the flip.
     late: RefCell<Vec<Late>>,
-    /// The version that [`Mutant::EpochBeforePayload`] holds back: its first word, and what was written behind it.
-    torn: RefCell<Option<(Table, usize, Vec<(usize, u64)>)>>,
+    /// The version that [`Mutant::EpochBeforePayload`] holds back.
+    torn: RefCell<Option<Torn>>,
     /// Whether recovery is still scrubbing: it lists the index afterwards.
     scrubbing: Cell<bool>,
 }
@@ -102,16 +109,16 @@ impl SimulatedTables {
         match torn.as_mut() {
             _ if abandons => false,
             None if value == NEVER && version_words(table).is_some() => {
-                *torn = Some((table, word, Vec::new()));
+                *torn = Some(Torn { table, first_word: word, payload: Vec::new() });
                 false
             }
-            Some((t, first, _)) if (*t, *first) == (table, word) => {
-                let (_, _, payload) = torn.take().expect("a version that is being written");
-                self.late.borrow_mut().extend(payload.into_iter().map(|(w, value)| Late::Word(table, w, value)));
+            Some(version) if (version.table, version.first_word) == (table, word) => {
+                self.late.borrow_mut().append(&mut version.payload);
+                *torn = None;
                 false
             }
-            Some((t, _, payload)) if *t == table => {
-                payload.push((word, value));
+            Some(version) if version.table == table => {
+                version.payload.push(Late::Word(table, word, value));
                 true
             }
             _ => false,

@@ -1,5 +1,6 @@
 //! The simulated node: journal heads, kernel memory, and an applier that comes and goes.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
@@ -119,7 +120,10 @@ impl<'h> World<'h> {
     fn push(&mut self, transaction: &Transaction) {
         let before = State::of(&self.model);
         match self.model.admit(transaction, &CAPACITIES) {
-            Err(_) => assert_eq!(before, State::of(&self.model), "a refused push changes nothing"),
+            Err(_) if before != State::of(&self.model) => {
+                self.violated("ADMITTED_FITS", "a refused push changed something")
+            }
+            Err(_) => {}
             Ok(admitted) => {
                 self.lsn = self.lsn.next();
                 self.queued.merge(admitted.changes);
@@ -145,7 +149,9 @@ impl<'h> World<'h> {
             }
             Some(Err(ApplyError::Blocked { until })) => {
                 let active = self.applier.as_ref().expect("alive").active();
-                assert!(until <= active, "nothing waits for an epoch that is not visible");
+                if until > active {
+                    self.violated("STAGE", &format!("it waits for {until}, which is not visible"));
+                }
             }
             // Killed, or refused: what is queued is applied another time.
             None | Some(Err(ApplyError::Table(_))) => {}
@@ -222,13 +228,17 @@ impl<'h> World<'h> {
             applier.complete();
         }));
         if let Err(cause) = lived {
-            assert!(cause.is::<Killed>(), "a violation in a new generation");
+            if !cause.is::<Killed>() {
+                self.panicked(cause);
+            }
             let words =
                 (0..size_of::<Control>() / 8).flat_map(|word| self.memory.load(Table::Control, word).to_ne_bytes());
             let control = Control::read_from_bytes(&words.collect::<Vec<_>>()).expect("as many bytes");
             if IDENTITY.matches(&control) {
                 self.restart();
-                assert_eq!(active_epoch(&self.memory), self.lsn.0, "it was complete");
+                if active_epoch(&self.memory) != self.lsn.0 {
+                    self.violated("RECOVERED_IS_FOLD", "a complete generation shows less than the journal has");
+                }
             }
             return true;
         }
@@ -264,7 +274,7 @@ impl<'h> World<'h> {
                 self.restart();
                 None
             }
-            Err(cause) => resume_unwind(cause),
+            Err(cause) => self.panicked(cause),
         }
     }
 
@@ -280,7 +290,7 @@ impl<'h> World<'h> {
                 }
                 Ok(None) => {}
                 Err(cause) if cause.is::<Killed>() => self.deaths.push(true),
-                Err(cause) => resume_unwind(cause),
+                Err(cause) => self.panicked(cause),
             }
         }
     }
@@ -348,6 +358,11 @@ impl<'h> World<'h> {
             self.violated("NOTHING_LEAKS", "something waits to be retired for ever");
         }
         self.check_cells();
+    }
+
+    fn panicked(&self, cause: Box<dyn Any + Send>) -> ! {
+        self.checker.borrow().print_replay();
+        resume_unwind(cause)
     }
 
     fn violated(&self, invariant: &str, what: &str) -> ! {
