@@ -1,5 +1,6 @@
 //! Rules of the protocol that are broken on purpose: the checker must notice each.
 
+#[cfg(debug_assertions)]
 use applier::mutants::Rule;
 
 /// A broken rule.
@@ -25,6 +26,8 @@ pub(crate) enum Mutant {
     NoGrace,
     /// A grace period is believed to cover the epochs that were flipped to while it ran.
     QuiesceTooMuch,
+    /// After a restart, programs that began before it are believed to be gone.
+    RestartQuiesces,
     /// The applier itself ignores one of its rules.
     #[cfg(debug_assertions)]
     Ignored(Rule),
@@ -42,6 +45,7 @@ impl Mutant {
         Self::IndexEntryKept,
         Self::NoGrace,
         Self::QuiesceTooMuch,
+        Self::RestartQuiesces,
         #[cfg(debug_assertions)]
         Self::Ignored(Rule::Stage),
         #[cfg(debug_assertions)]

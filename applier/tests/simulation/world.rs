@@ -302,6 +302,9 @@ impl<'h> World<'h> {
             Err(error) => self.violated("RECOVERED_IS_FOLD", &error.to_string()),
         };
         self.checker.borrow().check_state(&self.memory, "RECOVERED_IS_FOLD");
+        if self.mutant == Some(Mutant::RestartQuiesces) {
+            drop(applier.quiesce(applier.active()));
+        }
         if self.lsn > Lsn::ZERO {
             let head = self.heads.at(self.lsn);
             let mut wanted = plan::everything(&self.model);
