@@ -1,4 +1,8 @@
 //! Rules of the protocol that are broken on purpose: the checker must notice each.
+//!
+//! [`Mutant::EpochBeforePayload`] and [`Mutant::NoNever`] are noticed by `ORDER` alone, which looks at the stores: no reader
+//! sees a version that is being staged, in whatever order, as long as all other rules hold. Readers notice the others, or
+//! the check of what is left over does.
 
 #[cfg(debug_assertions)]
 use applier::mutants::Rule;
