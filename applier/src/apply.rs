@@ -29,6 +29,7 @@ use storage_schema::map::{self, Backend, Frontend, FrontendKey, Node, Service};
 
 use crate::entry::{BackendKey, Changes, ServiceEntry, ServiceKey};
 use crate::layout::{Layout, padded};
+use crate::mutants::{self, Rule};
 use crate::tables::{CellTable, TableError, Tables, Typed};
 
 /// The one writer of a generation's tables.
@@ -126,8 +127,10 @@ struct Writes {
     frontends: Vec<(u32, Frontend)>,
     node: Option<Node>,
     retiring: Vec<RetiringEntry>,
-    /// Keys that got a cell for this; they give it back if nothing comes of it.
+    /// Services and backends that got a cell for this; they give it back if nothing comes of it.
     allocated: Vec<RetiringEntry>,
+    /// How many of `index` have been made.
+    indexed: usize,
     compacted: bool,
     /// The newest epoch that readers must have passed.
     until: Epoch,
@@ -137,6 +140,20 @@ impl Writes {
     fn entries(&self) -> u64 {
         let cells = self.backends.len() + self.services.len() + self.frontends.len() + usize::from(self.node.is_some());
         (cells + self.runs.len() + self.index.len()) as u64
+    }
+
+    /// `STAGE`, for a cell that shows what it shows since `since`.
+    fn stage_after(&mut self, since: Epoch) {
+        if mutants::holds(Rule::Stage) {
+            self.until = self.until.max(since);
+        }
+    }
+
+    /// `REUSE`, for slots that were left at `left`.
+    fn reuse_after(&mut self, left: Epoch) {
+        if mutants::holds(Rule::Reuse) {
+            self.until = self.until.max(left);
+        }
     }
 }
 
@@ -177,7 +194,7 @@ impl<T: Tables> Applier<T> {
             if writes.until > self.quiesced {
                 return Err(ApplyError::Blocked { until: writes.until });
             }
-            self.commit(&writes, target, &head).inspect_err(|_| self.unstage(&writes))
+            self.commit(&mut writes, target, &head).inspect_err(|_| self.unstage(&writes))
         });
         match outcome {
             Ok(()) => {
@@ -189,6 +206,14 @@ impl<T: Tables> Applier<T> {
                 for entry in &writes.allocated {
                     self.give_back(entry);
                 }
+                let (indexed, not_indexed) = writes.index.split_at(writes.indexed);
+                for (key, _) in not_indexed {
+                    self.layout.frontends.release(key);
+                }
+                // As after a crash: what is in the index keeps its cell. It is used if the key comes back, and is retired
+                // if not. To delete it here would be one more call that may be refused.
+                let retiring = |key| Retiring { epoch: self.active, entry: RetiringEntry::Frontend(key) };
+                self.retiring.extend(indexed.iter().map(|(key, _)| retiring(*key)));
                 Err(error)
             }
         }
@@ -231,7 +256,7 @@ impl<T: Tables> Applier<T> {
         if let Some(node) = changes.node {
             let (since, visible) = self.visible::<Node>(0)?;
             if visible != node {
-                writes.until = writes.until.max(since);
+                writes.stage_after(since);
                 writes.node = Some(node);
             }
         }
@@ -285,7 +310,7 @@ impl<T: Tables> Applier<T> {
             self.layout.runs.switch(target);
             writes.compacted = true;
         }
-        writes.until = writes.until.max(self.layout.runs.free_from());
+        writes.reuse_after(self.layout.runs.free_from());
         for run in runs {
             let run_length = length(&run.endpoints);
             let full = ApplyError::Full { table: map::name::ENDPOINTS, capacity: self.layout.runs.half() };
@@ -323,7 +348,7 @@ impl<T: Tables> Applier<T> {
         {
             return Ok(None);
         }
-        writes.until = writes.until.max(since);
+        writes.stage_after(since);
         if endpoints.is_empty() {
             if visible != payload {
                 writes.services.push((cell, payload));
@@ -340,7 +365,7 @@ impl<T: Tables> Applier<T> {
         for (_, cell) in self.layout.services.keys().filter(|(_, cell)| !written.contains(cell)) {
             let (since, payload) = self.visible::<Service>(cell)?;
             if payload.run_length > 0 {
-                writes.until = writes.until.max(since);
+                writes.stage_after(since);
                 let endpoints = self.tables.run(payload.run_offset, payload.run_length).collect();
                 runs.push(NewRun { cell, payload, endpoints });
             }
@@ -366,7 +391,6 @@ impl<T: Tables> Applier<T> {
             None => {
                 let full = self.full(map::name::FRONTENDS, self.layout.frontends.capacity());
                 let cell = self.layout.frontends.allocate(key).ok_or(full)?;
-                writes.allocated.push(entry);
                 writes.index.push((key, cell));
                 cell
             }
@@ -388,7 +412,7 @@ impl<T: Tables> Applier<T> {
         if visible == payload {
             return Ok(());
         }
-        writes.until = writes.until.max(since);
+        writes.stage_after(since);
         if !payload.is_present() {
             writes.retiring.push(entry);
         }
@@ -401,8 +425,8 @@ impl<T: Tables> Applier<T> {
         self.tables.visible::<P>(cell, self.active).ok_or(damaged)
     }
 
-    /// Stages the writes and flips. On an error nothing is visible, and index entries that were made are gone again.
-    fn commit(&mut self, writes: &Writes, target: Epoch, head: &Head) -> Result<(), ApplyError> {
+    /// Stages the writes and flips. On an error nothing is visible, and `indexed` says which index entries were made.
+    fn commit(&mut self, writes: &mut Writes, target: Epoch, head: &Head) -> Result<(), ApplyError> {
         fail::fail_point!("applier.before_stage");
         self.stage(&writes.backends, target);
         fail::fail_point!("applier.after_backends");
@@ -411,13 +435,9 @@ impl<T: Tables> Applier<T> {
         }
         self.stage(&writes.services, target);
         fail::fail_point!("applier.after_services");
-        for (inserted, (key, cell)) in writes.index.iter().enumerate() {
-            if let Err(error) = self.tables.index_insert(key, *cell) {
-                for (key, _) in &writes.index[..inserted] {
-                    self.tables.index_remove(key)?;
-                }
-                return Err(error.into());
-            }
+        for (key, cell) in &writes.index {
+            self.tables.index_insert(key, *cell)?;
+            writes.indexed += 1;
         }
         self.stage(&writes.frontends, target);
         if let Some(node) = &writes.node {
@@ -483,7 +503,9 @@ impl<T: Tables> Applier<T> {
     /// Whether a cell shows nothing, and has done so for all readers there are.
     fn is_absent<P: CellTable>(&self, cell: u32) -> bool {
         let visible = self.tables.visible::<P>(cell, self.active);
-        visible.is_some_and(|(since, payload)| !payload.is_present() && since <= self.quiesced)
+        visible.is_some_and(|(since, payload)| {
+            !payload.is_present() && (since <= self.quiesced || !mutants::holds(Rule::Retire))
+        })
     }
 
     /// What it means that a table has no free cell: those that wait to be retired come first.

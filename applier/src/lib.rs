@@ -17,6 +17,8 @@
 //! * `ADMITTED_FITS`: what is journaled can be applied; it was validated against the state it applies to.
 //! * `ONE_FLIP`: a reader sees the state of exactly one epoch, in all tables together.
 //! * `DURABLE_FIRST`: no state is shown that the journal has not behind an fsync ([`journal::Durable`]).
+//! * `RECOVERED_IS_FOLD`: recovered tables show the journal's state at their epoch, whole, and nothing else.
+//! * `HEAD_IS_KNOWN`: at any time the tables say which record the visible epoch stands for.
 //! * `NOTHING_TWICE`: applying again what is visible writes nothing.
 //! * `NOTHING_LEAKS`: after a grace period the tables use exactly what the state needs.
 
@@ -32,6 +34,8 @@ mod home;
 mod job;
 mod layout;
 pub mod model;
+#[doc(hidden)]
+pub mod mutants;
 pub mod pipeline;
 pub mod plan;
 pub mod recovery;

@@ -1,24 +1,31 @@
-//! The simulated node: journal heads, kernel memory, an applier that comes and goes, and the checker.
+//! The simulated node: journal heads, kernel memory, and an applier that comes and goes.
 
+use std::any::Any;
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
 use applier::entry::Changes;
-use applier::tables::{MemoryTables, View};
-use applier::{Applier, ApplyError, Identity, Model};
+use applier::tables::{MemoryTables, Table, Tables as _};
+use applier::{Applier, ApplyError, Identity, Model, plan};
 use journal::{Config, Durable, Head, Journal};
 use storage_schema::id::{BootId, Epoch, Lsn, StoreId};
-use storage_schema::map::{Backend, Cell, Frontend, FrontendKey, Node, Service};
+use storage_schema::map::Control;
 use storage_schema::record::{Delta, Origin, Transaction};
 use storage_schema::resource::{Kind, ResourceKey};
+use zerocopy::FromBytes;
 
+use crate::checker::{Checker, Happened, active_epoch};
 use crate::domain::CAPACITIES;
+use crate::mutants::Mutant;
 use crate::oracle::State;
-use crate::tables::{Fate, Killed, Mutant, SimulatedTables};
+use crate::schedule::Event;
+use crate::tables::{Killed, SimulatedTables, Step};
 
 const IDENTITY: Identity = Identity { store_id: StoreId([7; 16]), programs_hash: [9; 32], boot_id: BootId([5; 16]) };
+
+/// Grace periods after which everything is at rest.
+const SETTLING_MAX: usize = 24;
 
 /// Durable heads of a real journal: nothing else can be applied.
 pub(crate) struct Heads(Vec<Durable<Head>>);
@@ -50,62 +57,43 @@ impl Heads {
     }
 }
 
-/// What the checker knows. Shared with the scheduler, which runs inside the applier's calls.
-struct Checker {
-    /// The state at each LSN, the empty one included.
-    states: BTreeMap<u64, State>,
-    /// Epochs that were flipped to and that a program may still hold, with the index as it was during each.
-    held: BTreeMap<u64, Vec<HashMap<FrontendKey, u32>>>,
-    destinations: BTreeSet<FrontendKey>,
-    steps: usize,
-    readers_from: usize,
-    kills: usize,
-    kill_in: Option<usize>,
-    refuse_in: Option<usize>,
-}
-
 /// The simulated node.
 pub(crate) struct World<'h> {
     heads: &'h Heads,
     memory: Rc<MemoryTables>,
-    checker: Rc<RefCell<Checker>>,
+    pub(crate) checker: Rc<RefCell<Checker>>,
     applier: Option<Applier<SimulatedTables>>,
     model: Model,
     lsn: Lsn,
     queued: Changes,
     grace: Option<Epoch>,
     mutant: Option<Mutant>,
+    compactions: usize,
+    /// For each death, whether it was during a recovery.
+    deaths: Vec<bool>,
 }
 
 impl<'h> World<'h> {
-    pub(crate) fn new(heads: &'h Heads) -> Self {
-        Self::with_mutant(heads, None)
+    /// A node with empty tables; `replay` is the command that runs the same again.
+    pub(crate) fn new(heads: &'h Heads, replay: String) -> Self {
+        Self::with_mutant(heads, replay, None)
     }
 
     /// A node whose applier breaks a rule.
-    pub(crate) fn with_mutant(heads: &'h Heads, mutant: Option<Mutant>) -> Self {
-        let memory = Rc::new(MemoryTables::new(CAPACITIES));
+    pub(crate) fn with_mutant(heads: &'h Heads, replay: String, mutant: Option<Mutant>) -> Self {
         let model = Model::default();
-        let checker = Rc::new(RefCell::new(Checker {
-            states: BTreeMap::from([(0, State::of(&model))]),
-            held: BTreeMap::from([(0, vec![HashMap::new()])]),
-            destinations: BTreeSet::new(),
-            steps: 0,
-            readers_from: 0,
-            kills: 0,
-            kill_in: None,
-            refuse_in: None,
-        }));
         let mut world = Self {
             heads,
-            memory,
-            checker,
+            memory: Rc::new(MemoryTables::new(CAPACITIES)),
+            checker: Rc::new(RefCell::new(Checker::new(State::of(&model), replay))),
             applier: None,
             model,
             lsn: Lsn::ZERO,
             queued: Changes::default(),
             grace: None,
             mutant,
+            compactions: 0,
+            deaths: Vec::new(),
         };
         let applier = Applier::create(world.tables(), &IDENTITY);
         applier.complete();
@@ -113,103 +101,164 @@ impl<'h> World<'h> {
         world
     }
 
+    /// Lets something happen, and checks what must hold afterwards.
+    pub(crate) fn happen(&mut self, event: Event) {
+        self.checker.borrow_mut().recording.push(Happened::Event(event.clone()));
+        match event {
+            Event::Push(transaction) => self.push(&transaction),
+            Event::Apply => self.apply(),
+            Event::BeginGrace => self.begin_grace(),
+            Event::EndGrace => self.end_grace(),
+            Event::Kill(points) => self.checker.borrow_mut().kill_at(&points),
+            Event::Refuse(refusal) => self.checker.borrow_mut().refuse(Some(refusal)),
+        }
+        self.checker.borrow_mut().check(&self.memory);
+        self.check_cells();
+    }
+
     /// Admits and journals a transaction, if it fits.
-    pub(crate) fn push(&mut self, transaction: &Transaction) {
-        let before = format!("{:?}", State::of(&self.model));
+    fn push(&mut self, transaction: &Transaction) {
+        let before = State::of(&self.model);
         match self.model.admit(transaction, &CAPACITIES) {
-            Err(_) => assert_eq!(before, format!("{:?}", State::of(&self.model)), "a refused push changes nothing"),
+            Err(_) if before != State::of(&self.model) => {
+                self.violated("ADMITTED_FITS", "a refused push changed something")
+            }
+            Err(_) => {}
             Ok(admitted) => {
                 self.lsn = self.lsn.next();
                 self.queued.merge(admitted.changes);
-                let state = State::of(&self.model);
-                let mut checker = self.checker.borrow_mut();
-                checker.destinations.extend(state.destinations());
-                checker.states.insert(self.lsn.0, state);
+                let hash = self.heads.at(self.lsn).hash.0;
+                self.checker.borrow_mut().journaled(self.lsn.0, State::of(&self.model), hash);
             }
         }
     }
 
     /// Applies what is journaled; waits for readers where the protocol asks for it.
-    pub(crate) fn apply(&mut self) {
+    fn apply(&mut self) {
         if self.lsn == Lsn::ZERO {
             return;
         }
         let head = self.heads.at(self.lsn);
         let changes = self.queued.clone();
         match self.run(|applier| applier.apply(&changes, head)) {
-            Some(Ok(_)) => {
+            Some(Ok(applied)) => {
                 self.queued = Changes::default();
-                self.check_applied();
+                self.compactions += usize::from(applied.compacted);
+                self.checker.borrow().check_state(&self.memory, "ONE_FLIP");
+                self.check_applied_again();
             }
             Some(Err(ApplyError::Blocked { until })) => {
                 let active = self.applier.as_ref().expect("alive").active();
-                assert!(until <= active, "nothing waits for an epoch that is not visible");
+                if until > active {
+                    self.violated("STAGE", &format!("it waits for {until}, which is not visible"));
+                }
             }
             // Killed, or refused: what is queued is applied another time.
             None | Some(Err(ApplyError::Table(_))) => {}
-            Some(Err(error)) => panic!("{error}"),
+            Some(Err(error)) => self.violated("ADMITTED_FITS", &error.to_string()),
         }
     }
 
-    /// A grace period begins, unless one is under way.
-    pub(crate) fn begin_grace(&mut self) {
+    fn begin_grace(&mut self) {
         let active = self.applier.as_ref().expect("alive").active();
         self.grace.get_or_insert(active);
     }
 
     /// The grace period that is under way ends: programs of epochs before its beginning are gone.
-    pub(crate) fn end_grace(&mut self) {
+    fn end_grace(&mut self) {
         if let Some(epoch) = self.grace.take() {
             if self.mutant != Some(Mutant::NoGrace) {
-                self.checker.borrow_mut().held.retain(|held, _| *held >= epoch.0);
+                self.checker.borrow_mut().readers_have_passed(epoch.0);
             }
+            let active = self.applier.as_ref().expect("alive").active();
+            let epoch = if self.mutant == Some(Mutant::QuiesceTooMuch) { active } else { epoch };
             // A refused call is tried again at the next grace period.
             drop(self.run(|applier| applier.quiesce(epoch)));
         }
     }
 
-    /// Kills the applier before its `steps`-th step from now.
-    pub(crate) fn kill_in(&mut self, steps: usize) {
-        self.checker.borrow_mut().kill_in = Some(steps);
-    }
-
-    /// Runs readers from this step on only.
-    pub(crate) fn check_readers_from(&mut self, step: usize) {
-        self.checker.borrow_mut().readers_from = step;
-    }
-
-    /// Refuses its `calls`-th index call from now.
-    pub(crate) fn refuse_index_call_in(&mut self, calls: usize) {
-        self.checker.borrow_mut().refuse_in = Some(calls);
-    }
-
     /// Brings everything to rest and checks that nothing is left over.
     pub(crate) fn settle(&mut self) {
-        {
-            let mut checker = self.checker.borrow_mut();
-            checker.refuse_in = None;
+        self.checker.borrow_mut().refuse(None);
+        // Appliers that are killed meanwhile make it longer.
+        for _ in 0..SETTLING_MAX {
+            for event in [Event::EndGrace, Event::Apply, Event::BeginGrace] {
+                self.happen(event);
+            }
+            if active_epoch(&self.memory) == self.lsn.0 && !self.applier.as_ref().expect("alive").has_retiring() {
+                break;
+            }
         }
-        for _ in 0..6 {
-            self.end_grace();
-            self.apply();
-            self.begin_grace();
+        let active = active_epoch(&self.memory);
+        if active != self.lsn.0 {
+            self.violated("ADMITTED_FITS", &format!("what was journaled up to {} is never applied", self.lsn));
         }
-        let epoch = self.applier.as_ref().expect("alive").active();
-        assert_eq!(Lsn::from(epoch), self.lsn, "everything journaled is applied");
         self.check_nothing_leaks();
         // What recovery finds is what was left.
-        self.checker.borrow_mut().kill_in = None;
         let before = self.dump();
         self.restart();
-        assert_eq!(before, self.dump(), "a restart at rest writes nothing");
+        if before != self.dump() {
+            self.violated("NOTHING_TWICE", "a restart at rest writes something");
+        }
+        self.check_nothing_leaks();
+    }
+
+    /// An index entry is gone, which the applier has not deleted. Readers miss it until it is back.
+    pub(crate) fn lose_an_index_entry_and_restart(&mut self) {
+        let entries = self.memory.index_entries().expect("memory does not fail");
+        let (key, _) = entries.first().expect("an index entry");
+        self.memory.index_remove(key).expect("memory does not fail");
+        self.checker.borrow_mut().check_readers_from(usize::MAX);
+        self.restart();
+        self.checker.borrow_mut().new_tables();
+        self.checker.borrow_mut().check_readers_from(0);
+        self.checker.borrow_mut().check(&self.memory);
+    }
+
+    /// Fills a new generation's tables with the journal's state. Killed meanwhile, it is gone on with if it says that it
+    /// is complete. Returns whether there was a kill.
+    pub(crate) fn replace_generation(&mut self) -> bool {
+        self.memory = Rc::new(MemoryTables::new(CAPACITIES));
+        self.checker.borrow_mut().new_tables();
+        let head = self.heads.at(self.lsn);
+        let mut wanted = plan::everything(&self.model);
+        let lived = catch_unwind(AssertUnwindSafe(|| {
+            let mut applier = Applier::create(self.tables(), &IDENTITY);
+            applier.reconcile(&mut wanted, head).expect("empty tables have room");
+            applier.complete();
+        }));
+        if let Err(cause) = lived {
+            if !cause.is::<Killed>() {
+                self.panicked(cause);
+            }
+            let words =
+                (0..size_of::<Control>() / 8).flat_map(|word| self.memory.load(Table::Control, word).to_ne_bytes());
+            let control = Control::read_from_bytes(&words.collect::<Vec<_>>()).expect("as many bytes");
+            if IDENTITY.matches(&control) {
+                self.restart();
+                if active_epoch(&self.memory) != self.lsn.0 {
+                    self.violated("RECOVERED_IS_FOLD", "a complete generation shows less than the journal has");
+                }
+            }
+            return true;
+        }
+        self.restart();
+        self.settle();
+        false
     }
 
     pub(crate) fn steps(&self) -> usize {
-        self.checker.borrow().steps
+        self.checker.borrow().steps()
     }
 
-    pub(crate) fn kills(&self) -> usize {
-        self.checker.borrow().kills
+    /// How often all runs moved to the other half.
+    pub(crate) const fn compactions(&self) -> usize {
+        self.compactions
+    }
+
+    /// Whether the applier that came after the first death died before it had caught up with the journal.
+    pub(crate) fn first_recovery_was_killed(&self) -> bool {
+        self.deaths.get(1) == Some(&true)
     }
 
     /// Runs a piece of the applier's life. `None`: it was killed meanwhile, and another one has recovered.
@@ -221,170 +270,114 @@ impl<'h> World<'h> {
                 Some(result)
             }
             Err(cause) if cause.is::<Killed>() => {
+                self.deaths.push(false);
                 self.restart();
                 None
             }
-            Err(cause) => resume_unwind(cause),
+            Err(cause) => self.panicked(cause),
         }
     }
 
-    /// A new life: recovery from the tables as they are, then the whole state at the journal's end.
+    /// A new life: recovery from the tables as they are, then the whole state at the journal's end. Killed on the way,
+    /// or refused a call that recovery cannot do without, it begins once more.
     fn restart(&mut self) {
         self.grace = None;
         loop {
-            let lived = catch_unwind(AssertUnwindSafe(|| {
-                let (mut applier, _) = Applier::recover(self.tables()).expect("the protocol leaves recoverable tables");
-                if self.lsn > Lsn::ZERO {
-                    let head = self.heads.at(self.lsn);
-                    let mut wanted = applier::plan::everything(&self.model);
-                    match applier.reconcile(&mut wanted, head) {
-                        Ok(_) => self.queued = Changes::default(),
-                        Err(ApplyError::Blocked { .. } | ApplyError::Table(_)) => self.queued = wanted,
-                        Err(error) => panic!("{error}"),
-                    }
-                }
-                applier
-            }));
-            match lived {
-                Ok(applier) => {
+            match catch_unwind(AssertUnwindSafe(|| self.recover())) {
+                Ok(Some(applier)) => {
                     self.applier = Some(applier);
                     return;
                 }
-                Err(cause) if cause.is::<Killed>() => {}
-                Err(cause) => resume_unwind(cause),
+                Ok(None) => {}
+                Err(cause) if cause.is::<Killed>() => self.deaths.push(true),
+                Err(cause) => self.panicked(cause),
             }
         }
+    }
+
+    fn recover(&mut self) -> Option<Applier<SimulatedTables>> {
+        let mut applier = match Applier::recover(self.tables()) {
+            Ok((applier, _)) => applier,
+            Err(applier::recovery::RecoveryError::Table(_)) => return None,
+            Err(error) => self.violated("RECOVERED_IS_FOLD", &error.to_string()),
+        };
+        self.checker.borrow().check_state(&self.memory, "RECOVERED_IS_FOLD");
+        if self.mutant == Some(Mutant::RestartQuiesces) {
+            drop(applier.quiesce(applier.active()));
+        }
+        if self.lsn > Lsn::ZERO {
+            let head = self.heads.at(self.lsn);
+            let mut wanted = plan::everything(&self.model);
+            match applier.reconcile(&mut wanted, head) {
+                Ok(_) => {
+                    self.queued = Changes::default();
+                    self.checker.borrow().check_state(&self.memory, "RECOVERED_IS_FOLD");
+                }
+                Err(ApplyError::Blocked { .. } | ApplyError::Table(_)) => self.queued = wanted,
+                Err(error) => self.violated("RECOVERED_IS_FOLD", &error.to_string()),
+            }
+        }
+        Some(applier)
     }
 
     fn tables(&self) -> SimulatedTables {
         let checker = Rc::clone(&self.checker);
-        let scheduler = move |memory: &MemoryTables, index_call: bool| checker.borrow_mut().step(memory, index_call);
+        let scheduler = move |memory: &MemoryTables, step: Step| checker.borrow_mut().step(memory, step);
         SimulatedTables::new(Rc::clone(&self.memory), Rc::new(RefCell::new(scheduler)), self.mutant)
     }
 
     /// `NOTHING_TWICE`: what was applied is not applied again.
-    fn check_applied(&mut self) {
+    fn check_applied_again(&mut self) {
         let steps = self.steps();
         let head = self.heads.at(self.lsn);
-        let mut wanted = applier::plan::everything(&self.model);
+        let mut wanted = plan::everything(&self.model);
         let again = self.run(|applier| applier.reconcile(&mut wanted, head));
-        assert!(matches!(again, Some(Ok(applied)) if applied.entries == 0), "applied twice: {again:?}");
-        assert_eq!(steps, self.steps(), "the second application made a store");
+        if !matches!(again, Some(Ok(applied)) if applied.entries == 0) || steps != self.steps() {
+            self.violated("NOTHING_TWICE", &format!("the second application changed something: {again:?}"));
+        }
     }
 
-    /// `NOTHING_LEAKS`: tables and index hold what the state needs, and nothing else keeps a cell.
+    /// `NOTHING_LEAKS`, at any time: each index entry belongs to a cell that is taken, and without anything to retire, no
+    /// cell is taken but for the state's entries.
+    fn check_cells(&self) {
+        let applier = self.applier.as_ref().expect("alive");
+        let [frontends, services, backends, _] = applier.pressure().map(|pressure| pressure.used);
+        let index = self.memory.index_entries().expect("memory does not fail").len() as u64;
+        if frontends != index {
+            self.violated("NOTHING_LEAKS", &format!("{frontends} frontends have {index} index entries"));
+        }
+        let used = [frontends, services, backends];
+        let needed = self.checker.borrow().state(active_epoch(&self.memory)).sizes();
+        if !applier.has_retiring() && used != needed {
+            self.violated("NOTHING_LEAKS", &format!("cells {used:?} are taken for entries {needed:?}"));
+        }
+    }
+
+    /// `NOTHING_LEAKS`, at rest.
     fn check_nothing_leaks(&self) {
         let applier = self.applier.as_ref().expect("alive");
-        let sizes = self.checker.borrow().states[&self.lsn.0].sizes();
-        let [frontends, services, backends, endpoints] = applier.pressure();
-        assert_eq!([frontends.used, services.used, backends.used], sizes.map(|size| size as u64));
-        assert_eq!(self.memory_index().len(), sizes[0], "index entries");
-        assert!(!applier.has_retiring(), "something waits to be retired for ever");
-        assert!(endpoints.used <= endpoints.capacity);
+        let [.., endpoints] = applier.pressure();
+        if applier.has_retiring() || endpoints.used > endpoints.capacity {
+            self.violated("NOTHING_LEAKS", "something waits to be retired for ever");
+        }
+        self.check_cells();
     }
 
-    fn memory_index(&self) -> HashMap<FrontendKey, u32> {
-        index_of(&self.memory)
+    fn panicked(&self, cause: Box<dyn Any + Send>) -> ! {
+        self.checker.borrow().print_replay();
+        resume_unwind(cause)
+    }
+
+    fn violated(&self, invariant: &str, what: &str) -> ! {
+        self.checker.borrow().violated(invariant, &self.memory, format_args!("{what}"))
     }
 
     fn dump(&self) -> Vec<u64> {
-        use applier::tables::{Table, Tables as _};
         let words = |table: Table| table.entries(&CAPACITIES) as usize * table.entry_bytes() / 8;
         Table::ALL
             .into_iter()
             .flat_map(|t| (0..words(t)).map(move |w| (t, w)))
             .map(|(t, w)| self.memory.load(t, w))
             .collect()
-    }
-}
-
-impl Checker {
-    fn step(&mut self, memory: &MemoryTables, index_call: bool) -> Fate {
-        self.steps += 1;
-        self.check_readers(memory);
-        if count_down(&mut self.kill_in) {
-            self.kills += 1;
-            return Fate::Kill;
-        }
-        if index_call && count_down(&mut self.refuse_in) {
-            return Fate::Refuse;
-        }
-        Fate::Proceed
-    }
-
-    /// `ONE_FLIP`: each reader that can exist sees exactly the state of its epoch.
-    fn check_readers(&mut self, memory: &MemoryTables) {
-        let view = View(memory);
-        let Epoch(active) = view.active_epoch();
-        let index = index_of(memory);
-        let looked_up = self.held.entry(active).or_default();
-        if looked_up.last() != Some(&index) {
-            looked_up.push(index);
-        }
-        if self.steps < self.readers_from {
-            return;
-        }
-        // A program that loaded its epoch long ago may do its lookup at any time since.
-        for epoch in self.held.keys() {
-            let state = &self.states[epoch];
-            for (_, indexes) in self.held.range(epoch..) {
-                for index in indexes {
-                    let reader = Reader { view: View(memory), index };
-                    for destination in &self.destinations {
-                        for entropy in [0, u32::MAX / 2, u32::MAX] {
-                            let seen = decision::decide(&reader, *epoch, destination, entropy);
-                            let expected = state.decide(destination, entropy);
-                            assert_eq!(seen, expected, "step {}, epoch {epoch}, {destination:?}", self.steps);
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// A program that has looked up its destination in the index as it was at some moment.
-struct Reader<'t> {
-    view: View<'t, MemoryTables>,
-    index: &'t HashMap<FrontendKey, u32>,
-}
-
-impl decision::Tables for Reader<'_> {
-    fn frontend_index(&self, key: &FrontendKey) -> Option<u32> {
-        self.index.get(key).copied()
-    }
-    fn frontend(&self, cell: u32) -> Option<*const Cell<Frontend>> {
-        self.view.frontend(cell)
-    }
-    fn service(&self, cell: u32) -> Option<*const Cell<Service>> {
-        self.view.service(cell)
-    }
-    fn endpoint(&self, slot: u32) -> Option<*const u32> {
-        self.view.endpoint(slot)
-    }
-    fn backend(&self, cell: u32) -> Option<*const Cell<Backend>> {
-        self.view.backend(cell)
-    }
-    fn node(&self) -> Option<*const Cell<Node>> {
-        self.view.node()
-    }
-}
-
-fn index_of(memory: &MemoryTables) -> HashMap<FrontendKey, u32> {
-    use applier::tables::Tables as _;
-    memory.index_entries().expect("memory does not fail").into_iter().collect()
-}
-
-fn count_down(counter: &mut Option<usize>) -> bool {
-    match counter {
-        Some(1) => {
-            *counter = None;
-            true
-        }
-        Some(left) => {
-            *left -= 1;
-            false
-        }
-        None => false,
     }
 }
