@@ -65,6 +65,7 @@ fn the_file_that_is_delivered_says_the_defaults() {
     let mut defaults = config("", &[]).unwrap();
     // Where the default is nothing, an example stands.
     defaults.cgroup = Some("/sys/fs/cgroup/kubepods.slice".into());
+    defaults.metrics = Some(([127, 0, 0, 1], 9464).into());
     defaults.journal.retention.records = Some(10_000_000);
     defaults.journal.retention.age = Some(Duration::from_hours(30 * 24));
     assert_eq!(config(&uncommented, &[]), Ok(defaults));
