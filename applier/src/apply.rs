@@ -241,15 +241,12 @@ impl<T: Tables> Applier<T> {
             }
             return Ok(());
         };
-        let cell = match self.layout.backends.get(&key) {
-            Some(cell) => cell,
-            None => {
-                let full = self.full(map::name::BACKENDS, self.layout.backends.capacity());
-                let cell = self.layout.backends.allocate(key).ok_or(full)?;
-                writes.allocated.push(entry);
-                cell
-            }
+        let Some((cell, new)) = self.layout.backends.allocate(key) else {
+            return Err(self.full(map::name::BACKENDS, self.layout.backends.capacity()));
         };
+        if new {
+            writes.allocated.push(entry);
+        }
         let payload = Backend {
             id: key.workload.0,
             address,
@@ -301,15 +298,12 @@ impl<T: Tables> Applier<T> {
         entry: &ServiceEntry,
         writes: &mut Writes,
     ) -> Result<Option<NewRun>, ApplyError> {
-        let cell = match self.layout.services.get(&key) {
-            Some(cell) => cell,
-            None => {
-                let full = self.full(map::name::SERVICES, self.layout.services.capacity());
-                let cell = self.layout.services.allocate(key).ok_or(full)?;
-                writes.allocated.push(RetiringEntry::Service(key));
-                cell
-            }
+        let Some((cell, new)) = self.layout.services.allocate(key) else {
+            return Err(self.full(map::name::SERVICES, self.layout.services.capacity()));
         };
+        if new {
+            writes.allocated.push(RetiringEntry::Service(key));
+        }
         let backend = |key| self.layout.backends.get(key).expect("a plan has an entry for each backend it names");
         let endpoints: Vec<u32> = entry.endpoints.iter().map(backend).collect();
         let payload = Service {
@@ -365,16 +359,13 @@ impl<T: Tables> Applier<T> {
             }
             return Ok(());
         };
-        let cell = match self.layout.frontends.get(&key) {
-            Some(cell) => cell,
-            None => {
-                let full = self.full(map::name::FRONTENDS, self.layout.frontends.capacity());
-                let cell = self.layout.frontends.allocate(key).ok_or(full)?;
-                writes.allocated.push(entry);
-                writes.index.push((key, cell));
-                cell
-            }
+        let Some((cell, new)) = self.layout.frontends.allocate(key) else {
+            return Err(self.full(map::name::FRONTENDS, self.layout.frontends.capacity()));
         };
+        if new {
+            writes.allocated.push(entry);
+            writes.index.push((key, cell));
+        }
         let index = self.layout.services.get(&service).expect("a plan has an entry for each service port it names");
         let payload = Frontend { key, kind: Frontend::SERVICE, index, reserved: 0 };
         self.diff_cell(cell, payload, entry, writes, |writes| &mut writes.frontends);
@@ -411,13 +402,12 @@ impl<T: Tables> Applier<T> {
         }
         self.stage(&writes.services, target);
         fail::fail_point!("applier.after_services");
-        for (inserted, (key, cell)) in writes.index.iter().enumerate() {
-            if let Err(error) = self.tables.index_insert(key, *cell) {
-                for (key, _) in &writes.index[..inserted] {
-                    self.tables.index_remove(key)?;
-                }
-                return Err(error.into());
+        if let Err(error) = self.tables.index_insert_all(&writes.index) {
+            // Some of them may be there; removing what is not is no error.
+            for (key, _) in &writes.index {
+                self.tables.index_remove(key)?;
             }
+            return Err(error.into());
         }
         self.stage(&writes.frontends, target);
         if let Some(node) = &writes.node {

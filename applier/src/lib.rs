@@ -23,8 +23,11 @@
 #![deny(unsafe_code)]
 
 pub mod apply;
+mod both;
 pub mod entry;
+mod hash;
 mod layout;
+mod load;
 pub mod model;
 pub mod pipeline;
 pub mod plan;
@@ -34,6 +37,7 @@ pub mod tables;
 pub mod validate;
 
 pub use apply::{Applied, Applier, ApplyError, Pressure};
+pub use load::{Loader, Undecodable};
 pub use model::{Model, Rejection};
 pub use pipeline::{Pending, Pipeline, PushError, Status};
 pub use recovery::{Identity, Recovered};

@@ -18,6 +18,7 @@ use storage_schema::map::{Capacities, Control};
 
 use crate::apply::{Applied, Applier, ApplyError};
 use crate::entry::Changes;
+use crate::load::{Loader, Undecodable};
 use crate::model::Model;
 use crate::plan;
 use crate::recovery::{Identity, RecoveryError};
@@ -107,7 +108,9 @@ pub(crate) fn load_model(journal: &Journal, capacities: &Capacities) -> Result<(
 
 /// The model of the state that the journal's store shows.
 pub(crate) fn read_model(journal: &Journal) -> Result<Model, ReadError> {
-    Model::load(journal.resources(None).map(|resource| resource.map(|(resource, _)| resource)))
+    let mut loader = Loader::new(usize::try_from(journal.resources_count()?).unwrap_or_default());
+    journal.for_each_encoded(|stored| loader.add(stored.kind, stored.name, stored.encoded))?;
+    loader.finish().map_err(|Undecodable { key, source }| ReadError::UndecodableResource { key, source })
 }
 
 /// Starts with tables in memory.

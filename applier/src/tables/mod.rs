@@ -3,6 +3,7 @@
 //! [`KernelTables`] are the pinned maps; [`MemoryTables`] are the same in plain memory, for replay, simulation and
 //! `--datapath memory`. The applier does not know which it has.
 
+mod batch;
 mod kernel;
 mod memory;
 mod typed;
@@ -98,6 +99,10 @@ pub trait Tables {
     fn index_get(&self, key: &FrontendKey) -> Result<Option<u32>, TableError>;
     /// Adds an entry to the index.
     fn index_insert(&self, key: &FrontendKey, cell: u32) -> Result<(), TableError>;
+    /// Adds entries to the index. On an error some of them may be there.
+    fn index_insert_all(&self, entries: &[(FrontendKey, u32)]) -> Result<(), TableError> {
+        entries.iter().try_for_each(|(key, cell)| self.index_insert(key, *cell))
+    }
     /// Deletes an entry of the index; none being there is no error.
     fn index_remove(&self, key: &FrontendKey) -> Result<(), TableError>;
     /// All entries of the index.

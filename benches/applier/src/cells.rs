@@ -197,9 +197,13 @@ impl Tables for Watched {
     }
 
     fn index_insert(&self, key: &FrontendKey, cell: u32) -> Result<(), TableError> {
+        self.index_insert_all(&[(*key, cell)])
+    }
+
+    fn index_insert_all(&self, entries: &[(FrontendKey, u32)]) -> Result<(), TableError> {
         self.begin();
         let begun = Instant::now();
-        let inserted = self.tables.index_insert(key, cell);
+        let inserted = self.tables.index_insert_all(entries);
         self.index.set(self.index.get() + begun.elapsed());
         inserted
     }
