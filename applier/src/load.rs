@@ -132,6 +132,7 @@ fn load(model: &mut Model, encoded: &[u8]) -> Result<(), DecodeError> {
     Ok(())
 }
 
+#[allow(clippy::redundant_closure_for_method_calls, reason = "the type of archived addresses has no name here")]
 fn project_service(service: &ArchivedService) -> Service {
     let ports = service.ports.iter().map(|port| ServicePort {
         name: String::new(),
@@ -151,6 +152,7 @@ fn project_service(service: &ArchivedService) -> Service {
     }
 }
 
+#[allow(clippy::redundant_closure_for_method_calls, reason = "the type of archived addresses has no name here")]
 fn project_workload(workload: &ArchivedWorkload) -> Workload {
     let addresses = || workload.addresses.iter().map(|address| address.as_ipaddr());
     let overrides = |backing: &ArchivedBacking| {

@@ -6,8 +6,6 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use aya::Pod;
-
 /// `enum bpf_cmd` of linux/bpf.h; since 5.6.
 const MAP_LOOKUP_BATCH: libc::c_int = 24;
 const MAP_UPDATE_BATCH: libc::c_int = 26;
@@ -29,8 +27,8 @@ struct Attr {
     flags: u64,
 }
 
-/// Inserts entries. On an error some of them may be there.
-pub(super) fn insert<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
+/// Inserts entries, in the map's own types. On an error some of them may be there.
+pub(super) fn insert<K: Copy, V: Copy>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
     assert_eq!(keys.len(), values.len(), "each key has a value");
     for (keys, values) in keys.chunks(ENTRIES).zip(values.chunks(ENTRIES)) {
         let mut attr = Attr {
@@ -45,8 +43,8 @@ pub(super) fn insert<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[
     Ok(())
 }
 
-/// All entries. Whole only while nobody else writes.
-pub(super) fn list<K: Pod, V: Pod>(map: BorrowedFd<'_>, zero: (K, V)) -> io::Result<Vec<(K, V)>> {
+/// All entries, in the map's own types. Whole only while nobody else writes.
+pub(super) fn list<K: Copy, V: Copy>(map: BorrowedFd<'_>, zero: (K, V)) -> io::Result<Vec<(K, V)>> {
     let (mut keys, mut values) = (vec![zero.0; ENTRIES], vec![zero.1; ENTRIES]);
     let mut entries = Vec::new();
     // A hash says where it is by the number of a bucket.
@@ -82,7 +80,7 @@ fn number(map: BorrowedFd<'_>) -> u32 {
 
 fn call(command: libc::c_int, attr: &mut Attr) -> io::Result<()> {
     // SAFETY: `attr` is the beginning of a bpf_attr, of the size that is given. Its buffers outlive the call and have room
-    // for `count` entries of the map's own key and value types, which the callers see to.
+    // for `count` entries of the map's own key and value types: plain data, of which the callers name the right ones.
     match unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<Attr>()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

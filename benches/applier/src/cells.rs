@@ -107,7 +107,7 @@ fn round(
     let apply = begun.elapsed();
     let (written, index) = applier.tables().written();
     let (calls, index_calls) = one_by_one(size);
-    Round { apply, stores: written - index, index, calls, index_calls }
+    Round { apply, stores: written.saturating_sub(index), index, calls, index_calls }
 }
 
 /// As many entries of the same sizes, each by a call of its own.
@@ -115,11 +115,11 @@ fn one_by_one(size: Size) -> (Duration, Duration) {
     let Size { services, endpoints } = size;
     let capacities = size.capacities();
     let (mut stores, mut index) = (Duration::ZERO, Duration::ZERO);
-    stores += array(endpoints, capacities.backend_cells(), Cell::<Backend>::default());
+    stores += array(endpoints, capacities.backend_cells(), &Cell::<Backend>::default());
     stores +=
-        array(u32::try_from(pairs(size)).expect("a count"), capacities.endpoint_slots() / 2, EndpointPair::default());
-    stores += array(services, capacities.service_cells(), Cell::<Service>::default());
-    stores += array(services, capacities.frontend_cells(), Cell::<Frontend>::default());
+        array(u32::try_from(pairs(size)).expect("a count"), capacities.endpoint_slots() / 2, &EndpointPair::default());
+    stores += array(services, capacities.service_cells(), &Cell::<Service>::default());
+    stores += array(services, capacities.frontend_cells(), &Cell::<Frontend>::default());
     let hash = RawMap::create(Kind::Hash, size_of::<FrontendKey>(), size_of::<u32>(), capacities.frontend_cells())
         .expect("a hash");
     let begun = Instant::now();
@@ -131,11 +131,11 @@ fn one_by_one(size: Size) -> (Duration, Duration) {
     (stores, index)
 }
 
-fn array<V>(entries: u32, capacity: u32, value: V) -> Duration {
+fn array<V>(entries: u32, capacity: u32, value: &V) -> Duration {
     let map = RawMap::create(Kind::Array, size_of::<u32>(), size_of::<V>(), capacity).expect("an array");
     let begun = Instant::now();
     for entry in 0..entries {
-        map.update(&entry, &value).expect("it fits");
+        map.update(&entry, value).expect("it fits");
     }
     begun.elapsed()
 }

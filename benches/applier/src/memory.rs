@@ -69,7 +69,7 @@ pub(crate) fn run(options: &Options, place: &Place) {
 /// Prints what the start adds to what is resident, what is resident then, and the most that ever was.
 pub(crate) fn child(journal: Journal, options: loader::Options, size: Size) {
     // Fills the store's cache, which is not the applier's.
-    let read = journal.resources(None).filter(Result::is_ok).count();
+    let read = journal.resources(None).flatten().count();
     assert_eq!(read, size.services as usize + size.endpoints as usize);
     bpf::trim();
     let before = status_bytes("RssAnon:");

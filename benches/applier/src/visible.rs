@@ -93,7 +93,7 @@ async fn round(pipeline: &Pipeline, size: Size, pattern: Pattern, pushes: u32, v
         pipeline.wait_applied(pending.lsn()).await.expect("the applier runs");
         let visible = begun.elapsed();
         times.durable.push(microseconds(durable));
-        times.behind.push(microseconds(visible - durable));
+        times.behind.push(microseconds(visible.saturating_sub(durable)));
         times.visible.push(microseconds(visible));
     }
     times
