@@ -7,7 +7,7 @@
 //! ```
 //!
 //! * [`validate`], [`model`], [`plan`], [`entry`]: pure. What a transaction means: refused with a reason, or admitted with
-//!   the table entries it changes.
+//!   the table entries it changes. [`Loader`] makes the model of a stored state.
 //! * [`apply`]: the protocol that makes changes visible with one store; [`recovery`]: the way back in after a crash.
 //! * [`tables`]: where the writes go, kernel maps or plain memory.
 //! * [`start`], [`pipeline`]: choosing a generation at start, and the thread that follows the journal.
@@ -23,6 +23,7 @@
 #![deny(unsafe_code)]
 
 pub mod apply;
+mod backings;
 mod both;
 pub mod entry;
 mod hash;

@@ -14,10 +14,11 @@ use storage_schema::id::ResourceId;
 use storage_schema::map::{self, Capacities, FrontendKey};
 use storage_schema::record::{Delta, Transaction};
 use storage_schema::resource::{
-    self, Kind, LoadBalancing, NoEndpoints, PortOverride, Resource, ResourceKey, ServicePort, WorkloadStatus,
+    self, Kind, LoadBalancing, NoEndpoints, Resource, ResourceKey, ServicePort, WorkloadStatus,
 };
 
 use crate::apply::Pressure;
+use crate::backings::Backings;
 use crate::both::both;
 use crate::entry::{BackendKey, Changes};
 use crate::hash::HashMap;
@@ -54,35 +55,6 @@ pub struct Workload {
     pub(crate) v6: Option<Ipv6Addr>,
     pub(crate) status: WorkloadStatus,
     pub(crate) backings: Backings,
-}
-
-/// A workload's parts in services, likewise. Most workloads back one service, on its own ports.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Backings {
-    /// One service, without overrides.
-    One(ResourceId),
-    /// All others.
-    Many(Box<[(ResourceId, Box<[PortOverride]>)]>),
-}
-
-impl Backings {
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (ResourceId, &[PortOverride])> {
-        let (one, many) = match self {
-            Self::One(service) => (Some((*service, &[][..])), &[][..]),
-            Self::Many(many) => (None, &**many),
-        };
-        one.into_iter().chain(many.iter().map(|(service, overrides)| (*service, &**overrides)))
-    }
-}
-
-impl FromIterator<(ResourceId, Box<[PortOverride]>)> for Backings {
-    fn from_iter<I: IntoIterator<Item = (ResourceId, Box<[PortOverride]>)>>(backings: I) -> Self {
-        let mut backings = backings.into_iter();
-        match (backings.next(), backings.next()) {
-            (Some((service, overrides)), None) if overrides.is_empty() => Self::One(service),
-            (first, second) => Self::Many(first.into_iter().chain(second).chain(backings).collect()),
-        }
-    }
 }
 
 /// The node, likewise.
