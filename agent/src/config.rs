@@ -23,7 +23,6 @@ const STATE_DIR: &str = "/var/lib/holdfast";
 const PIN_ROOT: &str = "/sys/fs/bpf/holdfast";
 const SOCKET: &str = "/run/holdfast/holdfast.sock";
 const LOG_FILTER: &str = "info";
-const VERIFY_INTERVAL: Duration = Duration::from_mins(5);
 /// A comparison reads the journal's whole state: not all the time.
 const VERIFY_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
@@ -155,7 +154,7 @@ impl Config {
                 backends: room(args.capacity_backends, file.capacities.backends, defaults.backends),
                 endpoints: room(args.capacity_endpoints, file.capacities.endpoints, defaults.endpoints),
             },
-            verify_interval: args.verify_interval.or(file.verify_interval).unwrap_or(VERIFY_INTERVAL),
+            verify_interval: args.verify_interval.or(file.verify_interval).unwrap_or(applier::Options::VERIFY_INTERVAL),
             metrics: args.metrics.or(file.metrics),
             journal: Journaling::from(args.journal.clone().or(&file.journal)),
             log_filter: args.log.clone().or(file.log.filter).unwrap_or_else(|| LOG_FILTER.to_owned()),

@@ -30,7 +30,7 @@ use storage_schema::map::{self, Backend, Frontend, FrontendKey, Node, Service};
 use crate::entry::{BackendKey, Changes, ServiceEntry, ServiceKey};
 use crate::layout::{Layout, padded};
 use crate::mutants::{self, Rule};
-use crate::tables::{CellTable, TableError, Tables, Typed};
+use crate::tables::{CellTable, PartlyInserted, TableError, Tables, Typed};
 
 /// The one writer of a generation's tables.
 #[derive(Debug)]
@@ -276,15 +276,12 @@ impl<T: Tables> Applier<T> {
             }
             return Ok(());
         };
-        let cell = match self.layout.backends.get(&key) {
-            Some(cell) => cell,
-            None => {
-                let full = self.full(map::name::BACKENDS, self.layout.backends.capacity());
-                let cell = self.layout.backends.allocate(key).ok_or(full)?;
-                writes.allocated.push(entry);
-                cell
-            }
+        let Some((cell, new)) = self.layout.backends.allocate(key) else {
+            return Err(self.full(map::name::BACKENDS, self.layout.backends.capacity()));
         };
+        if new {
+            writes.allocated.push(entry);
+        }
         self.diff_cell(cell, backend_payload(key, address), entry, writes, |writes| &mut writes.backends)
     }
 
@@ -328,15 +325,12 @@ impl<T: Tables> Applier<T> {
         entry: &ServiceEntry,
         writes: &mut Writes,
     ) -> Result<Option<NewRun>, ApplyError> {
-        let cell = match self.layout.services.get(&key) {
-            Some(cell) => cell,
-            None => {
-                let full = self.full(map::name::SERVICES, self.layout.services.capacity());
-                let cell = self.layout.services.allocate(key).ok_or(full)?;
-                writes.allocated.push(RetiringEntry::Service(key));
-                cell
-            }
+        let Some((cell, new)) = self.layout.services.allocate(key) else {
+            return Err(self.full(map::name::SERVICES, self.layout.services.capacity()));
         };
+        if new {
+            writes.allocated.push(RetiringEntry::Service(key));
+        }
         let backend = |key| self.layout.backends.get(key).expect("a plan has an entry for each backend it names");
         let endpoints: Vec<u32> = entry.endpoints.iter().map(backend).collect();
         let payload = service_payload(key, entry);
@@ -386,15 +380,12 @@ impl<T: Tables> Applier<T> {
             }
             return Ok(());
         };
-        let cell = match self.layout.frontends.get(&key) {
-            Some(cell) => cell,
-            None => {
-                let full = self.full(map::name::FRONTENDS, self.layout.frontends.capacity());
-                let cell = self.layout.frontends.allocate(key).ok_or(full)?;
-                writes.index.push((key, cell));
-                cell
-            }
+        let Some((cell, new)) = self.layout.frontends.allocate(key) else {
+            return Err(self.full(map::name::FRONTENDS, self.layout.frontends.capacity()));
         };
+        if new {
+            writes.index.push((key, cell));
+        }
         let index = self.layout.services.get(&service).expect("a plan has an entry for each service port it names");
         self.diff_cell(cell, frontend_payload(key, index), entry, writes, |writes| &mut writes.frontends)
     }
@@ -435,9 +426,9 @@ impl<T: Tables> Applier<T> {
         }
         self.stage(&writes.services, target);
         fail::fail_point!("applier.after_services");
-        for (key, cell) in &writes.index {
-            self.tables.index_insert(key, *cell)?;
-            writes.indexed += 1;
+        if let Err(PartlyInserted { inserted, error }) = self.tables.index_insert_all(&writes.index) {
+            writes.indexed = inserted;
+            return Err(error.into());
         }
         self.stage(&writes.frontends, target);
         if let Some(node) = &writes.node {

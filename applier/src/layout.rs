@@ -3,13 +3,15 @@
 //! The layout mirrors what the tables say: it is rebuilt by scanning them ([`recovery`](crate::recovery)) and holds no
 //! knowledge of its own. Contents are not kept here; the tables are mapped into memory and are read where they lie.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
+use std::collections::hash_map::Entry;
 use std::hash::Hash;
 
 use storage_schema::id::Epoch;
 use storage_schema::map::{Capacities, FrontendKey};
 
-use crate::entry::{BackendKey, ServiceKey};
+use crate::entry::{BackendKey, Changes, ServiceKey};
+use crate::hash::HashMap;
 
 /// All tables' layouts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +31,13 @@ impl Layout {
             runs: Runs::new(capacities.endpoint_slots()),
         }
     }
+
+    /// Makes room for a whole state.
+    pub(crate) fn reserve(&mut self, wanted: &Changes) {
+        self.frontends.reserve(wanted.frontends.len());
+        self.services.reserve(wanted.services.len());
+        self.backends.reserve(wanted.backends.len());
+    }
 }
 
 /// Cells of one table, lowest free one first, so that tables stay compact.
@@ -43,21 +52,27 @@ pub(crate) struct Cells<K: Eq + Hash> {
 
 impl<K: Copy + Eq + Hash> Cells<K> {
     fn new(capacity: u32) -> Self {
-        Self { capacity, of: HashMap::new(), free: BTreeSet::new(), next: 0 }
+        Self { capacity, of: HashMap::default(), free: BTreeSet::new(), next: 0 }
     }
 
-    /// The layout of a table in which these cells are taken; `Err` with a key that is there twice.
-    pub(crate) fn from_taken(capacity: u32, taken: impl IntoIterator<Item = (K, u32)>) -> Result<Self, K> {
+    /// The layout of a table in which these cells are taken, in ascending order; `Err` with a key that is there twice.
+    pub(crate) fn from_taken(capacity: u32, taken: &[(K, u32)]) -> Result<Self, K> {
         let mut cells = Self::new(capacity);
+        cells.of.reserve(taken.len());
         for (key, cell) in taken {
-            if cells.of.insert(key, cell).is_some() {
-                return Err(key);
+            assert!(*cell >= cells.next, "cells are in ascending order");
+            if cells.of.insert(*key, *cell).is_some() {
+                return Err(*key);
             }
-            cells.next = cells.next.max(cell + 1);
+            cells.free.extend(cells.next..*cell);
+            cells.next = cell + 1;
         }
-        let used: BTreeSet<u32> = cells.of.values().copied().collect();
-        cells.free = (0..cells.next).filter(|cell| !used.contains(cell)).collect();
         Ok(cells)
+    }
+
+    /// Makes room for this many keys in all.
+    fn reserve(&mut self, keys: usize) {
+        self.of.reserve(keys.saturating_sub(self.of.len()));
     }
 
     pub(crate) fn get(&self, key: &K) -> Option<u32> {
@@ -68,8 +83,12 @@ impl<K: Copy + Eq + Hash> Cells<K> {
         self.of.iter().map(|(key, cell)| (key, *cell))
     }
 
-    /// Gives a key that has none a cell; `None` when the table is full.
-    pub(crate) fn allocate(&mut self, key: K) -> Option<u32> {
+    /// The cell of a key, and whether it was given to it just now; `None` when the table is full.
+    pub(crate) fn allocate(&mut self, key: K) -> Option<(u32, bool)> {
+        let vacant = match self.of.entry(key) {
+            Entry::Occupied(occupied) => return Some((*occupied.get(), false)),
+            Entry::Vacant(vacant) => vacant,
+        };
         let cell = match self.free.pop_first() {
             Some(cell) => cell,
             None if self.next < self.capacity => {
@@ -78,9 +97,19 @@ impl<K: Copy + Eq + Hash> Cells<K> {
             }
             None => return None,
         };
-        let previous = self.of.insert(key, cell);
-        assert!(previous.is_none(), "an entry has one cell");
-        Some(cell)
+        vacant.insert(cell);
+        Some((cell, true))
+    }
+
+    /// Gives a key that has none this very cell; whether it was free.
+    pub(crate) fn take(&mut self, key: K, cell: u32) -> bool {
+        if cell >= self.next {
+            self.free.extend(self.next..cell);
+            self.next = cell + 1;
+        } else if !self.free.remove(&cell) {
+            return false;
+        }
+        self.of.insert(key, cell).is_none()
     }
 
     pub(crate) fn release(&mut self, key: &K) {

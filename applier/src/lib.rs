@@ -7,7 +7,7 @@
 //! ```
 //!
 //! * [`validate`], [`model`], [`plan`], [`entry`]: pure. What a transaction means: refused with a reason, or admitted with
-//!   the table entries it changes.
+//!   the table entries it changes. [`Loader`] makes the model of a stored state.
 //! * [`apply`]: the protocol that makes changes visible with one store; [`recovery`]: the way back in after a crash.
 //! * [`tables`]: where the writes go, kernel maps or plain memory.
 //! * [`start`], [`pipeline`]: choosing a generation at start, and the thread that follows the journal.
@@ -25,14 +25,18 @@
 #![deny(unsafe_code)]
 
 pub mod apply;
+mod backings;
+mod both;
 pub mod compare;
 pub mod dump;
 pub mod entry;
 mod follower;
 mod grace;
+mod hash;
 mod home;
 mod job;
 mod layout;
+mod load;
 pub mod model;
 #[doc(hidden)]
 pub mod mutants;
@@ -46,6 +50,7 @@ pub mod validate;
 
 pub use apply::{Applied, Applier, ApplyError, Pressure};
 pub use compare::{Comparison, Difference};
+pub use load::{Loader, Undecodable};
 pub use model::{Model, Rejection};
 pub use pipeline::{Drift, Options, Pending, Pipeline, PushError, RequestError, Status, Verification};
 pub use recovery::{Identity, Recovered};

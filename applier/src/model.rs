@@ -7,38 +7,41 @@
 //! Invariant: whatever was admitted can be applied. References, uniqueness of destinations and capacities are checked
 //! here, on the state that the transaction would lead to; a transaction that fails a check changes nothing.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use storage_schema::id::ResourceId;
 use storage_schema::map::{self, Capacities, FrontendKey};
 use storage_schema::record::{Delta, Transaction};
 use storage_schema::resource::{
-    self, Kind, LoadBalancing, NoEndpoints, PortOverride, Resource, ResourceKey, ServicePort, WorkloadStatus,
+    self, Kind, LoadBalancing, NoEndpoints, Resource, ResourceKey, ServicePort, WorkloadStatus,
 };
 
 use crate::apply::Pressure;
+use crate::backings::Backings;
+use crate::both::both;
 use crate::entry::{BackendKey, Changes};
+use crate::hash::HashMap;
 use crate::plan;
 use crate::validate::{self, Violation};
 
 /// The state of the domain.
 #[derive(Debug, Default)]
 pub struct Model {
-    services: HashMap<ResourceId, Service>,
-    workloads: HashMap<ResourceId, Workload>,
+    pub(crate) services: HashMap<ResourceId, Service>,
+    pub(crate) workloads: HashMap<ResourceId, Workload>,
     /// Which workloads back a service, also while the service itself is not there yet.
-    members: HashMap<ResourceId, BTreeSet<ResourceId>>,
+    pub(crate) members: HashMap<ResourceId, BTreeSet<ResourceId>>,
     /// Whose destination is whose.
     frontends: HashMap<FrontendKey, ResourceId>,
-    node: Option<Node>,
+    pub(crate) node: Option<Node>,
     usage: Usage,
 }
 
 /// A service, as far as table entries depend on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
-    name: Box<str>,
+    pub(crate) name: Box<str>,
     pub(crate) vips: Box<[IpAddr]>,
     pub(crate) ports: Box<[ServicePort]>,
     pub(crate) load_balancing: LoadBalancing,
@@ -47,25 +50,18 @@ pub struct Service {
 /// A workload, likewise.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
-    uid: Box<str>,
+    pub(crate) uid: Box<str>,
     pub(crate) v4: Option<Ipv4Addr>,
     pub(crate) v6: Option<Ipv6Addr>,
     pub(crate) status: WorkloadStatus,
-    pub(crate) backings: Box<[Backing]>,
-}
-
-/// A workload's part in one service, likewise.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Backing {
-    pub(crate) service: ResourceId,
-    pub(crate) overrides: Box<[PortOverride]>,
+    pub(crate) backings: Backings,
 }
 
 /// The node, likewise.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Node {
-    name: Box<str>,
-    no_endpoints: NoEndpoints,
+pub(crate) struct Node {
+    pub(crate) name: Box<str>,
+    pub(crate) no_endpoints: NoEndpoints,
 }
 
 /// How many table entries the state takes. Endpoints are counted as if every member could be chosen, so that a change of
@@ -207,19 +203,43 @@ struct Before {
 struct NodeBefore(Option<Node>);
 
 impl Model {
-    /// Takes in resources that were admitted earlier, in any order and without checks: what a store holds.
+    /// Takes in resources that were admitted earlier, in any order and without checks.
     pub fn load<E>(resources: impl IntoIterator<Item = Result<Resource, E>>) -> Result<Self, E> {
         let mut model = Self::default();
         let mut before = Before::default();
         for resource in resources {
             model.upsert(&resource?, &mut before);
         }
-        let ids: Vec<_> = model.services.keys().copied().collect();
-        for id in ids {
-            model.claim_frontends(id).expect("the journal admits no two services for one destination");
+        Ok(model.loaded())
+    }
+
+    /// Adds what follows from the resources, once all are there.
+    pub(crate) fn loaded(mut self) -> Self {
+        let Self { services, workloads, .. } = &self;
+        let count_backends = || -> u64 {
+            let keys = |(id, workload): (&ResourceId, _)| plan::backend_keys(*id, workload, |id| services.get(&id));
+            workloads.iter().map(|entry| keys(entry).len() as u64).sum()
+        };
+        let claim_frontends = || {
+            let mut frontends = HashMap::default();
+            frontends.reserve(services.len());
+            for (id, service) in services {
+                for (frontend, _) in plan::frontends(*id, service) {
+                    let owner = *frontends.entry(frontend).or_insert(*id);
+                    assert_eq!(owner, *id, "the journal admits no two services for one destination");
+                }
+            }
+            frontends
+        };
+        let (backends, frontends) = both(workloads.len(), count_backends, claim_frontends);
+        self.frontends = frontends;
+        self.usage = Usage { frontends: self.frontends.len() as u64, backends, ..Usage::default() };
+        for (id, service) in &self.services {
+            let keys = plan::service_keys(*id, service).count() as u64;
+            self.usage.services += keys;
+            self.usage.endpoints += keys * self.members.get(id).map_or(0, BTreeSet::len) as u64;
         }
-        model.usage = model.measure();
-        Ok(model)
+        self
     }
 
     /// Checks a transaction and makes it part of the model; on an error nothing has changed.
@@ -319,7 +339,7 @@ impl Model {
     }
 
     fn check_identity(&self, resource: &Resource) -> Result<(), Rejection> {
-        let id = ResourceId::of(&resource.key());
+        let id = ResourceId::named(resource.kind(), resource.name());
         let holder = match resource {
             Resource::Service(_) => self.services.get(&id).map(|service| &service.name),
             Resource::Workload(_) => self.workloads.get(&id).map(|workload| &workload.uid),
@@ -341,7 +361,7 @@ impl Model {
     }
 
     fn upsert(&mut self, resource: &Resource, before: &mut Before) {
-        let id = ResourceId::of(&resource.key());
+        let id = ResourceId::named(resource.kind(), resource.name());
         match resource {
             Resource::Service(service) => {
                 let previous = self.services.insert(id, Service::project(service));
@@ -373,18 +393,18 @@ impl Model {
     }
 
     fn set_workload(&mut self, id: ResourceId, workload: Option<Workload>, before: &mut Before) {
-        for backing in workload.iter().flat_map(|workload| &workload.backings) {
-            self.members.entry(backing.service).or_default().insert(id);
+        for (service, _) in workload.iter().flat_map(|workload| workload.backings.iter()) {
+            self.members.entry(service).or_default().insert(id);
         }
-        let kept = |service| workload.iter().flat_map(|w| &w.backings).any(|backing| backing.service == service);
+        let kept = |service| workload.iter().flat_map(|w| w.backings.iter()).any(|(other, _)| other == service);
         let previous = self.workloads.get(&id);
-        for backing in previous.into_iter().flat_map(|previous| &previous.backings) {
-            if !kept(backing.service)
-                && let Some(members) = self.members.get_mut(&backing.service)
+        for (service, _) in previous.into_iter().flat_map(|previous| previous.backings.iter()) {
+            if !kept(service)
+                && let Some(members) = self.members.get_mut(&service)
             {
                 members.remove(&id);
                 if members.is_empty() {
-                    self.members.remove(&backing.service);
+                    self.members.remove(&service);
                 }
             }
         }
@@ -444,7 +464,7 @@ impl Model {
 
     fn check_backings(&self, workload: &resource::Workload) -> Result<(), Rejection> {
         for (index, backing) in workload.services.iter().enumerate() {
-            let id = ResourceId::of(&ResourceKey::new(Kind::Service, &*backing.service));
+            let id = ResourceId::named(Kind::Service, &backing.service);
             let Some(service) = self.services.get(&id) else {
                 return Err(Rejection::DanglingService {
                     workload: workload.uid.clone(),
@@ -516,11 +536,11 @@ impl Model {
         for id in affected {
             let now = self.workloads.get(&id);
             let previous = before.workloads.get(&id).map_or(now, Option::as_ref);
-            let keys_before =
-                previous.map_or_else(BTreeSet::new, |workload| plan::backend_keys(id, workload, service_before));
-            let keys_now = now.map_or_else(BTreeSet::new, |w| plan::backend_keys(id, w, |id| self.services.get(&id)));
+            let keys_before = previous.map_or_else(Vec::new, |w| plan::backend_keys(id, w, service_before));
+            let keys_now = now.map_or_else(Vec::new, |w| plan::backend_keys(id, w, |id| self.services.get(&id)));
             difference += signed(keys_now.len()) - signed(keys_before.len());
-            changes.backends.extend(keys_before.difference(&keys_now).map(|key| (*key, None)));
+            let gone = keys_before.iter().filter(|key| !keys_now.contains(key));
+            changes.backends.extend(gone.map(|key| (*key, None)));
             let address = |key: &BackendKey| now.and_then(|workload| plan::backend_address(workload, key.family));
             changes.backends.extend(keys_now.iter().map(|key| (*key, address(key))));
         }
@@ -530,11 +550,11 @@ impl Model {
     fn settle_services(&self, before: &Before, changes: &mut Changes) -> (i64, i64) {
         let mut joined: BTreeMap<ResourceId, i64> = before.services.keys().map(|id| (*id, 0)).collect();
         for (id, previous) in &before.workloads {
-            for backing in previous.iter().flat_map(|workload| &workload.backings) {
-                *joined.entry(backing.service).or_default() -= 1;
+            for (service, _) in previous.iter().flat_map(|workload| workload.backings.iter()) {
+                *joined.entry(service).or_default() -= 1;
             }
-            for backing in self.workloads.get(id).into_iter().flat_map(|workload| &workload.backings) {
-                *joined.entry(backing.service).or_default() += 1;
+            for (service, _) in self.workloads.get(id).into_iter().flat_map(|workload| workload.backings.iter()) {
+                *joined.entry(service).or_default() += 1;
             }
         }
         let (mut services, mut endpoints) = (0, 0);
@@ -555,19 +575,6 @@ impl Model {
             }
         }
         (services, endpoints)
-    }
-
-    fn measure(&self) -> Usage {
-        let mut usage = Usage { frontends: self.frontends.len() as u64, ..Usage::default() };
-        for (id, service) in &self.services {
-            let keys = plan::service_keys(*id, service).count() as u64;
-            usage.services += keys;
-            usage.endpoints += keys * self.members.get(id).map_or(0, BTreeSet::len) as u64;
-        }
-        for (id, workload) in &self.workloads {
-            usage.backends += plan::backend_keys(*id, workload, |id| self.services.get(&id)).len() as u64;
-        }
-        usage
     }
 
     fn restore(&mut self, before: Before) {
@@ -606,9 +613,8 @@ impl Service {
 
 impl Workload {
     fn project(workload: &resource::Workload) -> Self {
-        let backing = |backing: &resource::Backing| Backing {
-            service: ResourceId::of(&ResourceKey::new(Kind::Service, &*backing.service)),
-            overrides: backing.ports.clone().into(),
+        let backing = |backing: &resource::Backing| {
+            (ResourceId::named(Kind::Service, &backing.service), backing.ports.clone().into())
         };
         Self {
             uid: (*workload.uid).into(),

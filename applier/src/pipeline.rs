@@ -39,6 +39,16 @@ pub struct Options {
     pub verify_interval: Duration,
 }
 
+impl Options {
+    /// Compares every five minutes.
+    pub const VERIFY_INTERVAL: Duration = Duration::from_mins(5);
+
+    /// Options with defaults.
+    pub const fn new(target: Target, limits: Capacities) -> Self {
+        Self { target, limits, verify_interval: Self::VERIFY_INTERVAL }
+    }
+}
+
 /// A running applier, and the way in for pushes.
 #[derive(Debug)]
 pub struct Pipeline {

@@ -3,13 +3,14 @@
 //! Nothing here remembers anything. The entries of a service or workload follow from it, its members and the services it
 //! backs; how the tables looked before does not matter.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use storage_schema::id::ResourceId;
 use storage_schema::map::{self, FrontendKey, key::address_words};
-use storage_schema::resource::{LoadBalancing, WorkloadStatus};
+use storage_schema::resource::{Kind, LoadBalancing, WorkloadStatus};
 
+use crate::both::both;
 use crate::entry::{BackendKey, Changes, Family, ServiceEntry, ServiceKey};
 use crate::model::{Model, Service, Workload};
 
@@ -60,23 +61,25 @@ pub fn service_entry(model: &Model, key: ServiceKey, service: &Service) -> Servi
     ServiceEntry { policy, endpoints }
 }
 
-/// The socket addresses at which a workload serves, given the services it backs.
+/// The socket addresses at which a workload serves, given the services it backs, each once, in order.
 pub fn backend_keys<'m>(
     id: ResourceId,
     workload: &Workload,
     service: impl Fn(ResourceId) -> Option<&'m Service>,
-) -> BTreeSet<BackendKey> {
-    let mut keys = BTreeSet::new();
-    for backing in &workload.backings {
-        let Some(service) = service(backing.service) else { continue };
-        for key in service_keys(backing.service, service) {
+) -> Vec<BackendKey> {
+    let mut keys = Vec::new();
+    for (backed, _) in workload.backings.iter() {
+        let Some(service) = service(backed) else { continue };
+        for key in service_keys(backed, service) {
             if workload.address(key.family).is_some()
                 && let Some(port) = workload.target_port(key, service)
             {
-                keys.insert(BackendKey { workload: id, port, family: key.family });
+                keys.push(BackendKey { workload: id, port, family: key.family });
             }
         }
     }
+    keys.sort_unstable();
+    keys.dedup();
     keys
 }
 
@@ -87,16 +90,27 @@ pub fn backend_address(workload: &Workload, family: Family) -> Option<[u32; 4]> 
 
 /// Everything that the tables shall hold for a model, and nothing besides.
 pub fn everything(model: &Model) -> Changes {
-    let mut changes = Changes { node: Some(model.node_entry()), ..Changes::default() };
-    for (id, service) in model.services() {
-        changes.frontends.extend(frontends(id, service).map(|(frontend, key)| (frontend, Some(key))));
-        changes.services.extend(service_keys(id, service).map(|key| (key, Some(service_entry(model, key, service)))));
-    }
-    for (id, workload) in model.workloads() {
+    let node = Some(model.node_entry());
+    let entries = model.count(Kind::Workload);
+    let (backends, services) = both(entries, || all_backends(model), || all_services(model));
+    let frontends = model.services().flat_map(|(id, service)| frontends(id, service));
+    let frontends = frontends.map(|(frontend, key)| (frontend, Some(key))).collect();
+    Changes { frontends, services, backends, node }
+}
+
+// Maps are collected whole: that sorts once and builds them from one end to the other.
+
+fn all_services(model: &Model) -> BTreeMap<ServiceKey, Option<ServiceEntry>> {
+    let keys = model.services().flat_map(|(id, service)| service_keys(id, service).map(move |key| (key, service)));
+    keys.map(|(key, service)| (key, Some(service_entry(model, key, service)))).collect()
+}
+
+fn all_backends(model: &Model) -> BTreeMap<BackendKey, Option<[u32; 4]>> {
+    let of = |(id, workload)| {
         let keys = backend_keys(id, workload, |id| model.service(id));
-        changes.backends.extend(keys.into_iter().map(|key| (key, backend_address(workload, key.family))));
-    }
-    changes
+        keys.into_iter().map(move |key| (key, backend_address(workload, key.family)))
+    };
+    model.workloads().flat_map(of).collect()
 }
 
 /// The families that a service has a virtual address of.
@@ -116,8 +130,8 @@ impl Workload {
 
     /// The port on which it serves a service port; `None` if it does not back the service.
     fn target_port(&self, key: ServiceKey, service: &Service) -> Option<u16> {
-        let backing = self.backings.iter().find(|backing| backing.service == key.service)?;
-        let own = backing.overrides.iter().find(|port| port.service_port == key.port).map(|port| port.target_port);
+        let (_, overrides) = self.backings.iter().find(|(backed, _)| *backed == key.service)?;
+        let own = overrides.iter().find(|port| port.service_port == key.port).map(|port| port.target_port);
         own.or_else(|| {
             let port = service.ports.iter().find(|p| p.port == key.port && p.protocol.number() == key.protocol)?;
             Some(port.target_port)

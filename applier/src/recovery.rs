@@ -11,7 +11,7 @@
 //! | present cell without index entry | the index was tampered with | entry inserted |
 //! | two cells of one key, run beyond its half, index entry of another key's cell | not written by this protocol | refused |
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::Hash;
 
 use journal::{Durable, Head, Journal};
@@ -20,6 +20,7 @@ use storage_schema::map::{Backend, Control, FINGERPRINT, Frontend, FrontendKey, 
 use zerocopy::IntoBytes;
 
 use crate::apply::{Applied, Applier, ApplyError, Retiring, RetiringEntry};
+use crate::both::both;
 use crate::entry::{BackendKey, Changes, Family, ServiceKey};
 use crate::layout::{Cells, Layout, Runs, padded};
 use crate::tables::{CellTable, TableError, Tables, Typed};
@@ -105,23 +106,26 @@ impl<T: Tables> Applier<T> {
         let mut recovered = Recovered { epoch, ..Recovered::default() };
 
         recovered.scrubbed += tables.scrub::<Node>(0, epoch);
-        let backends = scan::<Backend, _>(&tables, capacities.backend_cells(), epoch, &mut recovered)?;
-        let services = scan::<Service, _>(&tables, capacities.service_cells(), epoch, &mut recovered)?;
-        let frontends = scan::<Frontend, _>(&tables, capacities.frontend_cells(), epoch, &mut recovered)?;
-        let runs = find_runs(&services, capacities.endpoint_slots(), epoch)?;
-
-        let mut present: HashMap<FrontendKey, u32> = frontends.into_iter().map(|(cell, p)| (p.key, cell)).collect();
-        let leftover = find_leftover_index_entries(&tables, &mut present, &mut recovered)?;
+        let backends = scan(&tables, capacities.backend_cells(), epoch, &mut recovered, backend_key)?;
+        let frontends = scan(&tables, capacities.frontend_cells(), epoch, &mut recovered, |_, f: &Frontend| Ok(f.key))?;
+        let mut runs = FoundRuns::new(capacities.endpoint_slots());
+        let services = scan(&tables, capacities.service_cells(), epoch, &mut recovered, |cell, service: &Service| {
+            runs.add(cell, service)?;
+            service_key(cell, service)
+        })?;
+        let (backends, others) = both(
+            backends.len(),
+            || taken::<Backend, _>(capacities.backend_cells(), &backends),
+            || {
+                let services = taken::<Service, _>(capacities.service_cells(), &services)?;
+                let mut frontends = taken::<Frontend, _>(capacities.frontend_cells(), &frontends)?;
+                let leftover = find_leftover_index_entries(&tables, &mut frontends, &mut recovered)?;
+                Ok::<_, RecoveryError>((services, frontends, leftover))
+            },
+        );
+        let (services, frontends, leftover) = others?;
+        let layout = Layout { backends: backends?, services, frontends, runs: runs.recovered(epoch) };
         let retiring = leftover.iter().map(|key| Retiring { epoch, entry: RetiringEntry::Frontend(*key) }).collect();
-
-        let backends = backends.into_iter().map(|(cell, payload)| Ok((backend_key(cell, &payload)?, cell)));
-        let services = services.into_iter().map(|(cell, payload)| Ok((service_key(cell, &payload)?, cell)));
-        let layout = Layout {
-            backends: taken(Backend::TABLE.name(), capacities.backend_cells(), backends)?,
-            services: taken(Service::TABLE.name(), capacities.service_cells(), services)?,
-            frontends: taken(Frontend::TABLE.name(), capacities.frontend_cells(), present.into_iter().map(Ok))?,
-            runs,
-        };
         Ok((Self { tables, layout, active: epoch, quiesced: Epoch(0), retiring }, recovered))
     }
 
@@ -129,26 +133,44 @@ impl<T: Tables> Applier<T> {
     ///
     /// With a head that is visible already this is the check that tables and journal agree.
     pub fn reconcile(&mut self, wanted: &mut Changes, head: Durable<Head>) -> Result<Applied, ApplyError> {
-        for (key, _) in self.layout.frontends.keys() {
-            wanted.frontends.entry(*key).or_insert(None);
-        }
-        for (key, _) in self.layout.services.keys() {
-            wanted.services.entry(*key).or_insert(None);
-        }
-        for (key, _) in self.layout.backends.keys() {
-            wanted.backends.entry(*key).or_insert(None);
-        }
+        self.layout.reserve(wanted);
+        let Changes { frontends, services, backends, node: _ } = wanted;
+        let Layout { frontends: frontend_cells, services: service_cells, backends: backend_cells, runs: _ } =
+            &self.layout;
+        both(
+            backend_cells.used(),
+            || add_unwanted(backend_cells, backends),
+            || {
+                add_unwanted(frontend_cells, frontends);
+                add_unwanted(service_cells, services);
+            },
+        );
         self.apply(wanted, head)
     }
 }
 
-/// The present entries of a table at `epoch`, with scrubbing on the way.
-fn scan<P: CellTable, T: Tables>(
+/// Adds that what has a cell and is not wanted shall be gone.
+fn add_unwanted<K: Copy + Ord + Hash, V>(cells: &Cells<K>, wanted: &mut BTreeMap<K, Option<V>>) {
+    if cells.used() == 0 {
+        return;
+    }
+    // Mostly there is nothing to add, and that is found out without looking for each cell's key among the wanted ones.
+    let found = wanted.keys().filter(|key| cells.get(key).is_some()).count();
+    if found < cells.used() {
+        for (key, _) in cells.keys() {
+            wanted.entry(*key).or_insert(None);
+        }
+    }
+}
+
+/// The present entries of a table at `epoch`, in the order of their cells, with scrubbing on the way.
+fn scan<P: CellTable, K, T: Tables>(
     tables: &T,
     entries: u32,
     epoch: Epoch,
     recovered: &mut Recovered,
-) -> Result<Vec<(u32, P)>, RecoveryError> {
+    mut key: impl FnMut(u32, &P) -> Result<K, RecoveryError>,
+) -> Result<Vec<(K, u32)>, RecoveryError> {
     let mut present = Vec::new();
     for cell in 0..entries {
         if tables.epochs::<P>(cell) == [0, 0] {
@@ -159,56 +181,79 @@ fn scan<P: CellTable, T: Tables>(
         };
         recovered.scrubbed += tables.scrub::<P>(cell, epoch);
         if payload.is_present() {
-            present.push((cell, payload));
+            present.push((key(cell, &payload)?, cell));
         }
     }
     Ok(present)
 }
 
 /// Which half the visible runs are in, and where they end.
-fn find_runs(services: &[(u32, Service)], slots: u32, epoch: Epoch) -> Result<Runs, RecoveryError> {
-    let half = slots / 2;
-    let mut found: Option<(u32, u32)> = None;
-    for (cell, service) in services.iter().filter(|(_, service)| service.run_length > 0) {
+struct FoundRuns {
+    slots: u32,
+    found: Option<(u32, u32)>,
+}
+
+impl FoundRuns {
+    const fn new(slots: u32) -> Self {
+        Self { slots, found: None }
+    }
+
+    fn add(&mut self, cell: u32, service: &Service) -> Result<(), RecoveryError> {
+        if service.run_length == 0 {
+            return Ok(());
+        }
+        let half = self.slots / 2;
         let active = service.run_offset / half;
         let start = service.run_offset % half;
         let end = start.checked_add(padded(service.run_length)).filter(|end| active < 2 && *end <= half);
-        match (end, found) {
-            (Some(end), None) => found = Some((active, end)),
-            (Some(end), Some((other, last))) if other == active => found = Some((active, last.max(end))),
+        self.found = match (end, self.found) {
+            (Some(end), None) => Some((active, end)),
+            (Some(end), Some((other, last))) if other == active => Some((active, last.max(end))),
             _ => return Err(damaged::<Service>(format!("the run of cell {cell} lies where no run can be"))),
-        }
+        };
+        Ok(())
     }
-    let (active, end) = found.unwrap_or((0, 0));
-    Ok(Runs::recovered(slots, active, end, epoch))
+
+    fn recovered(self, epoch: Epoch) -> Runs {
+        let (active, end) = self.found.unwrap_or((0, 0));
+        Runs::recovered(self.slots, active, end, epoch)
+    }
 }
 
 /// Index entries whose cell shows nothing. They are added to `present`, as they keep their cells until they are retired;
 /// entries that are missing are made.
 fn find_leftover_index_entries<T: Tables>(
     tables: &T,
-    present: &mut HashMap<FrontendKey, u32>,
+    present: &mut Cells<FrontendKey>,
     recovered: &mut Recovered,
 ) -> Result<Vec<FrontendKey>, RecoveryError> {
-    let entries = tables.index_entries()?;
-    let taken: HashSet<u32> = present.values().copied().collect();
-    let mut missing: HashMap<FrontendKey, u32> = present.clone();
     let mut leftover = Vec::new();
-    for (key, cell) in entries {
+    let mut indexed = 0;
+    for (key, cell) in tables.index_entries()? {
         match present.get(&key) {
-            Some(own) if *own == cell => {
-                missing.remove(&key);
-            }
-            None if !taken.contains(&cell) && cell < tables.capacities().frontend_cells() => leftover.push((key, cell)),
-            _ => return Err(damaged::<Frontend>(format!("the index has cell {cell} for {}, wrongly", key.ip()))),
+            Some(own) if own == cell => indexed += 1,
+            None if cell < tables.capacities().frontend_cells() => leftover.push((key, cell)),
+            _ => return Err(wrongly_indexed(&key, cell)),
         }
     }
-    for (key, cell) in missing {
-        tables.index_insert(&key, cell)?;
-        recovered.reindexed += 1;
+    if indexed < present.used() {
+        for (key, cell) in present.keys() {
+            if tables.index_get(key)?.is_none() {
+                tables.index_insert(key, cell)?;
+                recovered.reindexed += 1;
+            }
+        }
     }
-    present.extend(leftover.iter().copied());
+    for (key, cell) in &leftover {
+        if !present.take(*key, *cell) {
+            return Err(wrongly_indexed(key, *cell));
+        }
+    }
     Ok(leftover.into_iter().map(|(key, _)| key).collect())
+}
+
+fn wrongly_indexed(key: &FrontendKey, cell: u32) -> RecoveryError {
+    damaged::<Frontend>(format!("the index has cell {cell} for {}, wrongly", key.ip()))
 }
 
 fn service_key(cell: u32, payload: &Service) -> Result<ServiceKey, RecoveryError> {
@@ -223,14 +268,11 @@ fn backend_key(cell: u32, payload: &Backend) -> Result<BackendKey, RecoveryError
     Ok(BackendKey { workload: ResourceId(payload.id), port: u16::from_be(payload.port_be), family })
 }
 
-fn taken<K: Copy + Eq + Hash + std::fmt::Debug>(
-    table: &'static str,
+fn taken<P: CellTable, K: Copy + Eq + Hash + std::fmt::Debug>(
     capacity: u32,
-    cells: impl Iterator<Item = Result<(K, u32), RecoveryError>>,
+    cells: &[(K, u32)],
 ) -> Result<Cells<K>, RecoveryError> {
-    let cells = cells.collect::<Result<Vec<_>, _>>()?;
-    Cells::from_taken(capacity, cells)
-        .map_err(|key| RecoveryError::Damaged { table, what: format!("two cells belong to {key:?}") })
+    Cells::from_taken(capacity, cells).map_err(|key| damaged::<P>(format!("two cells belong to {key:?}")))
 }
 
 fn damaged<P: CellTable>(what: String) -> RecoveryError {

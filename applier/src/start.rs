@@ -10,16 +10,16 @@
 
 use std::time::{Duration, Instant};
 
-use journal::{Durable, Head, Journal, ReadError, Reader, StoredResource};
+use journal::{Durable, Head, Journal, ReadError, Reader};
 use loader::{Generation, Grace, LoadError};
 use storage_schema::codec;
 use storage_schema::id::{Epoch, Lsn};
 use storage_schema::map::{Capacities, Control};
-use storage_schema::resource::ResourceKey;
 
 use crate::apply::{Applied, Applier, ApplyError};
 use crate::entry::Changes;
 use crate::home::{Home, KernelHome, MemoryHome};
+use crate::load::{Loader, Undecodable};
 use crate::model::{Model, Usage};
 use crate::plan;
 use crate::recovery::{Identity, RecoveryError};
@@ -121,7 +121,9 @@ pub(crate) fn load_model(journal: &Journal, limits: &Capacities) -> Result<(Mode
 
 /// The model of the state that the journal's store shows.
 pub(crate) fn read_model(journal: &Journal) -> Result<Model, ReadError> {
-    Model::load(journal.resources(None).map(|resource| resource.map(|(resource, _)| resource)))
+    let mut loader = Loader::new(usize::try_from(journal.resources_count()?).unwrap_or_default());
+    journal.for_each_encoded(|stored| loader.add(stored.kind, stored.name, stored.encoded))?;
+    finish(loader)
 }
 
 /// What the tables must show at a record, from the journal alone.
@@ -133,13 +135,13 @@ pub(crate) fn read_wanted(journal: &Journal, head: Durable<Head>) -> Result<Want
 /// The model of the state at a record.
 pub fn read_past(reader: &Reader, lsn: Lsn) -> Result<Model, ReadError> {
     let state = reader.state_at(lsn)?;
-    let decode = |stored: StoredResource<'_>| {
-        codec::decode_resource(stored.encoded).map_err(|source| ReadError::UndecodableResource {
-            key: ResourceKey::new(stored.kind, stored.name),
-            source,
-        })
-    };
-    Model::load(state.iter().map(decode))
+    let mut loader = Loader::new(state.len());
+    state.iter().for_each(|stored| loader.add(stored.kind, stored.name, stored.encoded));
+    finish(loader)
+}
+
+fn finish(loader: Loader) -> Result<Model, ReadError> {
+    loader.finish().map_err(|Undecodable { key, source }| ReadError::UndecodableResource { key, source })
 }
 
 /// Builds a new generation that shows `wanted`; it is complete, and nobody sees it yet.

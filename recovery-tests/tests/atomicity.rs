@@ -33,8 +33,7 @@ fn no_connection_sees_half_a_transaction() {
     let sandbox = Sandbox::enter();
     let options = Options { pin_root: sandbox.pin_root(), cgroup: sandbox.cgroup().expect("entered").to_owned() };
     let journal = Journal::open(journal::Config::new(sandbox.state_dir())).expect("an empty directory");
-    let target = Target::Kernel(options.clone());
-    let settings = applier::Options { target, limits: SMALL, verify_interval: Duration::from_mins(5) };
+    let settings = applier::Options::new(Target::Kernel(options.clone()), SMALL);
     let pipeline = Pipeline::start(journal.clone(), settings).expect("a usable kernel");
     let datapath = Datapath::open(options).expect("a pin root");
     let _server = EchoServer::start(&world::BACKEND_PORTS).expect("free ports in a new namespace");

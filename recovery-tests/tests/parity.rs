@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use applier::tables::{KernelTables, MemoryTables, Tables, View};
 use applier::{Applier, ApplyError, Identity, Model, Pipeline, Target};
@@ -43,8 +42,7 @@ fn kernel_and_host_decide_alike() {
     let sandbox = Sandbox::enter();
     let options = Options { pin_root: sandbox.pin_root(), cgroup: sandbox.cgroup().expect("entered").to_owned() };
     let journal = Journal::open(journal::Config::new(sandbox.state_dir())).expect("an empty directory");
-    let target = Target::Kernel(options.clone());
-    let settings = applier::Options { target, limits: SMALL, verify_interval: Duration::from_mins(5) };
+    let settings = applier::Options::new(Target::Kernel(options.clone()), SMALL);
     let pipeline = Pipeline::start(journal.clone(), settings).expect("a usable kernel");
     let datapath = Datapath::open(options).expect("a pin root");
     let generation = datapath.complete_generations().expect("pins").remove(0);

@@ -22,6 +22,7 @@ const CRATES: &[(&str, &[&str])] = &[
         &["storage-schema", "decision", "journal", "loader", "applier", "replay", "telemetry", "api", "agent"],
     ),
     ("bench-journal", &["storage-schema", "journal"]),
+    ("bench-applier", &["storage-schema", "journal", "loader", "applier"]),
     ("xtask", &[]),
 ];
 

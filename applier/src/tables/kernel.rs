@@ -15,7 +15,7 @@ use loader::Generation;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use storage_schema::map::{Capacities, FrontendKey, name};
 
-use super::{Table, TableError, Tables};
+use super::{PartlyInserted, Table, TableError, Tables, batch};
 
 /// The pinned maps of a generation.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub struct KernelTables {
     capacities: Capacities,
     words: [Mapping; Table::ALL.len()],
     index: Index,
+    /// The same map, for calls on many entries.
+    index_map: MapData,
 }
 
 impl KernelTables {
@@ -35,9 +37,9 @@ impl KernelTables {
             .try_into()
             .expect("each table gives one mapping");
         let failed = |source| table_error("opening", name::FRONTEND_INDEX, source);
-        let data = MapData::from_pin(generation.map(name::FRONTEND_INDEX)).map_err(failed)?;
-        let index = HashMap::try_from(Map::HashMap(data)).map_err(failed)?;
-        Ok(Self { capacities, words, index: Mutex::new(index) })
+        let open = || MapData::from_pin(generation.map(name::FRONTEND_INDEX)).map_err(failed);
+        let index = HashMap::try_from(Map::HashMap(open()?)).map_err(failed)?;
+        Ok(Self { capacities, words, index: Mutex::new(index), index_map: open()? })
     }
 
     fn index(&self) -> MutexGuard<'_, HashMap<MapData, IndexKey, u32>> {
@@ -77,6 +79,19 @@ impl Tables for KernelTables {
             .map_err(|source| table_error("insertion", name::FRONTEND_INDEX, source))
     }
 
+    fn index_insert_all(&self, entries: &[(FrontendKey, u32)]) -> Result<(), PartlyInserted> {
+        if let [(key, cell)] = entries {
+            return self.index_insert(key, *cell).map_err(|error| PartlyInserted { inserted: 0, error });
+        }
+        let (keys, cells): (Vec<_>, Vec<_>) = entries.iter().map(|(key, cell)| (IndexKey(*key), *cell)).unzip();
+        batch::insert(self.index_map.fd().as_fd(), &keys, &cells).map_err(|source| {
+            // The kernel goes through them in order. How far it came it tells since 6.8 only.
+            let is_there = |(key, _): &&(FrontendKey, u32)| matches!(self.index_get(key), Ok(Some(_)));
+            let inserted = entries.iter().take_while(is_there).count();
+            PartlyInserted { inserted, error: TableError { call: "insertion", table: name::FRONTEND_INDEX, source } }
+        })
+    }
+
     fn index_remove(&self, key: &FrontendKey) -> Result<(), TableError> {
         match self.index().remove(&IndexKey(*key)) {
             Err(source) if !is_absent(&source) => Err(table_error("deletion", name::FRONTEND_INDEX, source)),
@@ -85,11 +100,9 @@ impl Tables for KernelTables {
     }
 
     fn index_entries(&self) -> Result<Vec<(FrontendKey, u32)>, TableError> {
-        self.index()
-            .iter()
-            .map(|entry| entry.map(|(key, cell)| (key.0, cell)))
-            .collect::<Result<_, _>>()
-            .map_err(|source| table_error("listing", name::FRONTEND_INDEX, source))
+        let entries = batch::list(self.index_map.fd().as_fd(), (IndexKey(FrontendKey::default()), 0_u32));
+        let entries = entries.map_err(|source| TableError { call: "listing", table: name::FRONTEND_INDEX, source })?;
+        Ok(entries.into_iter().map(|(key, cell)| (key.0, cell)).collect())
     }
 }
 

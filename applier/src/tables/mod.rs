@@ -3,6 +3,7 @@
 //! [`KernelTables`] are the pinned maps; [`MemoryTables`] are the same in plain memory, for replay, simulation and
 //! `--datapath memory`. The applier does not know which it has.
 
+mod batch;
 mod kernel;
 mod memory;
 mod typed;
@@ -98,10 +99,26 @@ pub trait Tables {
     fn index_get(&self, key: &FrontendKey) -> Result<Option<u32>, TableError>;
     /// Adds an entry to the index.
     fn index_insert(&self, key: &FrontendKey, cell: u32) -> Result<(), TableError>;
+    /// Adds entries to the index, one after the other; on an error the first of them are there.
+    fn index_insert_all(&self, entries: &[(FrontendKey, u32)]) -> Result<(), PartlyInserted> {
+        let insert = |(inserted, (key, cell)): (usize, &(FrontendKey, u32))| {
+            self.index_insert(key, *cell).map_err(|error| PartlyInserted { inserted, error })
+        };
+        entries.iter().enumerate().try_for_each(insert)
+    }
     /// Deletes an entry of the index; none being there is no error.
     fn index_remove(&self, key: &FrontendKey) -> Result<(), TableError>;
     /// All entries of the index.
     fn index_entries(&self) -> Result<Vec<(FrontendKey, u32)>, TableError>;
+}
+
+/// Entries that were not all inserted.
+#[derive(Debug)]
+pub struct PartlyInserted {
+    /// How many were, from the first on.
+    pub inserted: usize,
+    /// Why not more.
+    pub error: TableError,
 }
 
 /// Tables that nobody changes through this: stores and updates go nowhere.

@@ -1,0 +1,191 @@
+//! The model of a stored state, made from resources where they lie, without decoding them.
+
+use std::net::IpAddr;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use storage_schema::codec::{DecodeError, access_resource};
+use storage_schema::id::ResourceId;
+use storage_schema::resource::{
+    ArchivedBacking, ArchivedLoadBalancing, ArchivedNoEndpoints, ArchivedNode, ArchivedProtocol, ArchivedResource,
+    ArchivedService, ArchivedWorkload, ArchivedWorkloadStatus, Kind, LoadBalancing, NoEndpoints, PortOverride,
+    Protocol, ResourceKey, ServicePort, WorkloadStatus,
+};
+
+use crate::model::{Model, Node, Service, Workload};
+
+/// What a thread of the loader's gets at once; a state that is smaller needs no thread.
+const BATCH_BYTES: usize = 512 << 10;
+/// How many of these may wait.
+const BATCHES_MAX: usize = 4;
+
+/// Takes in resources that were admitted earlier, without checks: what a store holds. In any order, each once.
+///
+/// Reading a store takes as long as making a model of it, so the latter is done by a second thread.
+#[derive(Debug)]
+pub struct Loader {
+    model: Model,
+    batch: Batch,
+    worker: Option<Worker>,
+}
+
+/// Where the model is while a second thread works on it.
+#[derive(Debug)]
+struct Worker {
+    batches: SyncSender<Batch>,
+    thread: JoinHandle<Result<Model, Undecodable>>,
+}
+
+/// A resource that cannot be decoded.
+#[derive(Debug, thiserror::Error)]
+#[error("{key} cannot be decoded: {source}")]
+pub struct Undecodable {
+    /// Which.
+    pub key: ResourceKey,
+    /// Why.
+    #[source]
+    pub source: DecodeError,
+}
+
+/// Names and encoded resources, one after the other.
+#[derive(Debug, Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    /// Each one's kind, and where its name and it end.
+    ends: Vec<(Kind, usize, usize)>,
+}
+
+impl Loader {
+    /// A loader that expects this many resources.
+    pub fn new(resources: usize) -> Self {
+        let mut model = Model::default();
+        model.workloads.reserve(resources);
+        Self { model, batch: Batch::default(), worker: None }
+    }
+
+    /// Takes in a resource, encoded.
+    pub fn add(&mut self, kind: Kind, name: &str, encoded: &[u8]) {
+        self.batch.bytes.extend_from_slice(name.as_bytes());
+        let name_end = self.batch.bytes.len();
+        self.batch.bytes.extend_from_slice(encoded);
+        self.batch.ends.push((kind, name_end, self.batch.bytes.len()));
+        if self.batch.bytes.len() < BATCH_BYTES {
+            return;
+        }
+        let worker = self.worker.get_or_insert_with(|| {
+            let (batches, received) = sync_channel(BATCHES_MAX);
+            let model = std::mem::take(&mut self.model);
+            Worker { batches, thread: std::thread::spawn(move || work(model, &received)) }
+        });
+        // A worker that is gone has failed, and says why in the end.
+        let _ = worker.batches.send(std::mem::take(&mut self.batch));
+    }
+
+    /// The model of all of them.
+    pub fn finish(self) -> Result<Model, Undecodable> {
+        let mut model = match self.worker {
+            None => self.model,
+            Some(Worker { batches, thread }) => {
+                drop(batches);
+                thread.join().unwrap_or_else(|cause| std::panic::resume_unwind(cause))?
+            }
+        };
+        self.batch.load(&mut model)?;
+        Ok(model.loaded())
+    }
+}
+
+fn work(mut model: Model, batches: &Receiver<Batch>) -> Result<Model, Undecodable> {
+    batches.iter().try_for_each(|batch| batch.load(&mut model))?;
+    Ok(model)
+}
+
+impl Batch {
+    fn load(&self, model: &mut Model) -> Result<(), Undecodable> {
+        let mut start = 0;
+        for (kind, name_end, end) in &self.ends {
+            load(model, &self.bytes[*name_end..*end]).map_err(|source| {
+                let name = String::from_utf8_lossy(&self.bytes[start..*name_end]);
+                Undecodable { key: ResourceKey::new(*kind, name), source }
+            })?;
+            start = *end;
+        }
+        Ok(())
+    }
+}
+
+fn load(model: &mut Model, encoded: &[u8]) -> Result<(), DecodeError> {
+    match access_resource(encoded)? {
+        ArchivedResource::Service(service) => {
+            model.services.insert(ResourceId::named(Kind::Service, &service.name), project_service(service));
+        }
+        ArchivedResource::Workload(workload) => {
+            let id = ResourceId::named(Kind::Workload, &workload.uid);
+            let workload = project_workload(workload);
+            for (service, _) in workload.backings.iter() {
+                model.members.entry(service).or_default().insert(id);
+            }
+            model.workloads.insert(id, workload);
+        }
+        ArchivedResource::Node(node) => model.node = Some(project_node(node)),
+    }
+    Ok(())
+}
+
+#[allow(clippy::redundant_closure_for_method_calls, reason = "the type of archived addresses has no name here")]
+fn project_service(service: &ArchivedService) -> Service {
+    let ports = service.ports.iter().map(|port| ServicePort {
+        name: String::new(),
+        port: port.port.to_native(),
+        target_port: port.target_port.to_native(),
+        protocol: match port.protocol {
+            ArchivedProtocol::Tcp => Protocol::Tcp,
+        },
+    });
+    Service {
+        name: service.name.as_str().into(),
+        vips: service.vips.iter().map(|vip| vip.as_ipaddr()).collect(),
+        ports: ports.collect(),
+        load_balancing: match service.load_balancing {
+            ArchivedLoadBalancing::Random => LoadBalancing::Random,
+        },
+    }
+}
+
+#[allow(clippy::redundant_closure_for_method_calls, reason = "the type of archived addresses has no name here")]
+fn project_workload(workload: &ArchivedWorkload) -> Workload {
+    let addresses = || workload.addresses.iter().map(|address| address.as_ipaddr());
+    let overrides = |backing: &ArchivedBacking| {
+        let ports = backing.ports.iter().map(|port| PortOverride {
+            service_port: port.service_port.to_native(),
+            target_port: port.target_port.to_native(),
+        });
+        ports.collect()
+    };
+    let backing = |backing: &ArchivedBacking| (ResourceId::named(Kind::Service, &backing.service), overrides(backing));
+    Workload {
+        uid: workload.uid.as_str().into(),
+        v4: addresses().find_map(|address| match address {
+            IpAddr::V4(v4) => Some(v4),
+            IpAddr::V6(_) => None,
+        }),
+        v6: addresses().find_map(|address| match address {
+            IpAddr::V6(v6) => Some(v6),
+            IpAddr::V4(_) => None,
+        }),
+        status: match workload.status {
+            ArchivedWorkloadStatus::Healthy => WorkloadStatus::Healthy,
+            ArchivedWorkloadStatus::Unhealthy => WorkloadStatus::Unhealthy,
+            ArchivedWorkloadStatus::Terminating => WorkloadStatus::Terminating,
+        },
+        backings: workload.services.iter().map(backing).collect(),
+    }
+}
+
+fn project_node(node: &ArchivedNode) -> Node {
+    let no_endpoints = match node.no_endpoints {
+        ArchivedNoEndpoints::Refuse => NoEndpoints::Refuse,
+        ArchivedNoEndpoints::Pass => NoEndpoints::Pass,
+    };
+    Node { name: node.name.as_str().into(), no_endpoints }
+}
