@@ -13,7 +13,7 @@
 //! same epoch before links are switched. While a switch is not complete nothing is applied, so that old and new show one
 //! and the same state.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, SystemTime};
 
 use journal::{Durable, DurableWatch, Head};
@@ -37,7 +37,7 @@ use crate::tables::Tables as _;
 /// How long to wait before what was refused is tried again: doubled each time, up to the maximum.
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(20);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(10);
-/// After so many refusals in a row the fault is looked for in the maps, and a new generation is made.
+/// After each so many refusals in a row the fault is looked for in the maps, and a new generation is made.
 const REFUSALS_MAX: u32 = 6;
 /// How often links and pins are looked at.
 const INSPECT_INTERVAL: Duration = Duration::from_secs(5);
@@ -230,7 +230,7 @@ impl<H: Home> Follower<H> {
                 let hopeless = matches!(error, ApplyError::Damaged { .. } | ApplyError::Differs { .. });
                 if matches!(error, ApplyError::Full { .. }) {
                     self.grow_if_tight();
-                } else if hopeless || self.refusals == REFUSALS_MAX {
+                } else if hopeless || self.refusals.is_multiple_of(REFUSALS_MAX) {
                     self.build_next.get_or_insert_with(|| error.to_string());
                 }
                 self.refused(&format!("record {} is not applied", head.lsn), &error.to_string())
@@ -281,7 +281,15 @@ impl<H: Home> Follower<H> {
         if self.switching.is_some() {
             return;
         }
-        let inspected = lock(&self.home).inspect(self.generation.as_ref());
+        // A job that is making a generation has it for a while.
+        let mut home = match self.home.try_lock() {
+            Ok(home) => home,
+            Err(TryLockError::Poisoned(home)) => home.into_inner(),
+            Err(TryLockError::WouldBlock) => return,
+        };
+        let inspected = home.inspect(self.generation.as_ref());
+        drop(home);
+        self.shared.progress().inspection_trouble = inspected.as_ref().err().map(ToString::to_string);
         match inspected {
             Ok(changes) => {
                 self.shared.progress().drift.changes += changes.len() as u64;
@@ -293,10 +301,7 @@ impl<H: Home> Follower<H> {
                     }
                 }
             }
-            Err(error) => {
-                tracing::error!(%error, "links and pins cannot be looked at, or put right; trying again");
-                self.shared.progress().trouble = Some(error.to_string());
-            }
+            Err(error) => tracing::error!(%error, "links and pins cannot be looked at, or put right; trying again"),
         }
     }
 
@@ -361,8 +366,6 @@ impl<H: Home> Follower<H> {
         self.renewing.drain(..).for_each(|reply| drop(reply.send(Err(error.to_owned()))));
         tracing::error!(error, "no new generation was made");
         self.shared.progress().trouble = Some(format!("no new generation was made: {error}"));
-        self.refusals = 0;
-        self.grow_if_tight();
     }
 
     fn compare(&mut self, everything: &Changes) {
@@ -413,7 +416,6 @@ impl<H: Home> Follower<H> {
         progress.trouble = None;
         drop(progress);
         self.applied.send_if_modified(|applied| std::mem::replace(applied, lsn) != lsn);
-        self.fared_well();
         tracing::info!(generation = number, epoch = %self.applier.active(), entries, "connections are decided by a new generation");
         self.renewing.drain(..).for_each(|reply| drop(reply.send(Ok(number))));
         if self.batch.is_some() { self.apply() } else { Waiting::Idle }

@@ -9,8 +9,10 @@
 //! * [`validate`], [`model`], [`plan`], [`entry`]: pure. What a transaction means: refused with a reason, or admitted with
 //!   the table entries it changes. [`Loader`] makes the model of a stored state.
 //! * [`apply`]: the protocol that makes changes visible with one store; [`recovery`]: the way back in after a crash.
-//! * [`tables`]: where the writes go, kernel maps or plain memory.
-//! * [`start`], [`pipeline`]: choosing a generation at start, and the thread that follows the journal.
+//! * [`tables`]: where the writes go, kernel maps or plain memory. [`sizing`]: how large they are.
+//! * [`start`], [`pipeline`]: choosing a generation at start, and the thread that follows the journal (`follower`), which also
+//!   makes new generations (`job`, `home`).
+//! * [`compare`], [`dump`]: what tables hold, beside what the journal says, or decoded for people.
 //!
 //! Invariants, by name, tested by name:
 //!

@@ -188,6 +188,8 @@ struct Admission {
 #[derive(Clone, Debug)]
 pub(crate) struct Progress {
     pub(crate) trouble: Option<String>,
+    /// What is in the way of looking after links and pins.
+    pub(crate) inspection_trouble: Option<String>,
     pub(crate) generation: Option<u64>,
     pub(crate) generations_built: u64,
     pub(crate) capacities: Capacities,
@@ -296,7 +298,10 @@ impl Pipeline {
         Status {
             watermarks: self.shared.journal.watermarks(),
             applied_lsn,
-            trouble: progress.trouble.or_else(|| self.shared.journal.failure().map(|failure| failure.to_string())),
+            trouble: progress
+                .trouble
+                .or(progress.inspection_trouble)
+                .or_else(|| self.shared.journal.failure().map(|failure| failure.to_string())),
             generation: progress.generation,
             start: progress.start,
             entries_written: progress.entries_written,
@@ -323,6 +328,7 @@ impl Pipeline {
         let (applied_sender, applied) = watch::channel(Lsn::from(applier.active()));
         let progress = Progress {
             trouble: None,
+            inspection_trouble: None,
             generation: generation.as_ref().map(Generation::number),
             generations_built: 0,
             capacities: applier.tables().capacities(),

@@ -42,8 +42,8 @@ fn finish(rig: Rig, agent: Agent) {
 
 #[test]
 fn tables_grow_under_traffic() {
-    const SERVICES: u32 = 3000;
-    const AT_ONCE: u32 = 100;
+    const SERVICES: u32 = 2000;
+    const AT_ONCE: u32 = 200;
     let settings = Settings { capacities: LIMITS, ..Settings::default() };
     let Some((_seed, mut rig, agent)) = rig("tables_grow_under_traffic", &settings) else { return };
     let before = agent.status();
