@@ -74,12 +74,16 @@ pub fn count_visible(tables: &impl Tables, table: Table) -> u64 {
 
 /// A destination as people write it.
 pub(crate) fn destination(key: &FrontendKey) -> String {
-    let protocol = match key.protocol {
+    format!("{}/{}", SocketAddr::new(key.ip(), u16::from_be(key.port_be)), protocol(key.protocol))
+}
+
+/// An IANA protocol number's name, where it has one here.
+fn protocol(number: u8) -> String {
+    match number {
         6 => "TCP".to_owned(),
         17 => "UDP".to_owned(),
         other => other.to_string(),
-    };
-    format!("{}/{protocol}", SocketAddr::new(key.ip(), u16::from_be(key.port_be)))
+    }
 }
 
 fn socket_address(backend: &Backend) -> SocketAddr {
@@ -108,11 +112,10 @@ pub(crate) fn service(service: &Service) -> Fields {
         Service::RANDOM => "random".to_owned(),
         other => other.to_string(),
     };
-    let Service { id, port, family, protocol, run_offset, run_length, .. } = service;
+    let Service { id, port, family, run_offset, run_length, .. } = service;
     vec![
         ("service", ResourceId(*id).to_string()),
-        ("port", port.to_string()),
-        ("protocol", protocol.to_string()),
+        ("port", format!("{port}/{}", protocol(service.protocol))),
         ("family", format!("IPv{family}")),
         ("policy", policy),
         ("run_offset", run_offset.to_string()),

@@ -72,8 +72,8 @@ fn push(pipeline: &Pipeline, transaction: Transaction) {
     });
 }
 
-/// Kills; `HOLDFAST_KILLS` says otherwise.
-const KILLS: u64 = 15;
+/// Kills for each seed; `HOLDFAST_KILLS` says otherwise.
+const KILLS: u64 = 20;
 /// The longest that an agent lives, counted from its start.
 const LIFE_MS_MAX: u64 = 400;
 
@@ -96,7 +96,7 @@ fn nor_does_one_while_the_agent_is_killed_again_and_again() {
     }
     agent.kill();
 
-    let kills = count_from_environment("HOLDFAST_KILLS", KILLS);
+    let kills = count_from_environment("HOLDFAST_KILLS", KILLS) * count_from_environment("HOLDFAST_SEEDS", 1);
     let (stop, made) = (AtomicBool::new(false), AtomicUsize::new(0));
     let (mut moves, mut restarts) = (0, 0);
     let connections: Vec<Connection> = thread::scope(|scope| {

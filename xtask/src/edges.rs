@@ -35,6 +35,8 @@ const EXTERNAL: &[(&str, &[&str])] = &[
     ("aya", &["loader", "applier"]),
     ("aya-obj", &["loader", "applier"]),
     ("aya-ebpf", &["programs"]),
+    ("metrics", &["agent"]),
+    ("metrics-exporter-prometheus", &["agent"]),
     // Errors without a type are for programs; the demo is one.
     ("anyhow", &["agent", "recovery-tests"]),
 ];
