@@ -39,6 +39,8 @@ const RETRY_DELAY_MIN: Duration = Duration::from_millis(20);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(10);
 /// After each so many refusals in a row the fault is looked for in the maps, and a new generation is made.
 const REFUSALS_MAX: u32 = 6;
+/// When a comparison that came too early is made again.
+const COMPARE_AGAIN: Duration = Duration::from_secs(1);
 /// How often links and pins are looked at.
 const INSPECT_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -336,8 +338,8 @@ impl<H: Home> Follower<H> {
         match outcome {
             Ok(Outcome::State(wanted)) => {
                 if Epoch::from(wanted.head.lsn) > self.applier.active() {
-                    // What it is the state of is not visible yet.
-                    self.compare_next = true;
+                    // What it is the state of is not visible yet, and nobody knows when it will be.
+                    self.verify_at = Instant::now() + COMPARE_AGAIN;
                     return;
                 }
                 let mut everything = wanted.everything;
