@@ -111,11 +111,11 @@ impl Rig {
         })
     }
 
-    /// Fills the journal's segment until only so many bytes are free. No agent may run.
-    pub fn fill_segment(&mut self, bytes_free: usize) {
+    /// Fills the journal's segment, of this length, until only so many bytes are free. No agent may run.
+    pub fn fill_segment(&mut self, segment_bytes: u64, bytes_free: usize) {
         const BYTES: usize = 4 << 20;
         const BYTES_MIN: usize = 128 << 10;
-        let config = journal::Config::new(self.sandbox.state_dir());
+        let config = journal::Config { segment_bytes, ..journal::Config::new(self.sandbox.state_dir()) };
         let mut left = usize::try_from(config.segment_bytes).expect("a segment fits into memory") - bytes_free;
         let journal = Journal::open(config).expect("the journal opens");
         let encoded_bytes = |lsn| journal.encoded_record(lsn).expect("a durable record can be read").encoded.len();

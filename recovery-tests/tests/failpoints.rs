@@ -27,6 +27,11 @@ const FOLDS_MAX: u64 = 4;
 /// What is left of a segment of the journal when the stream that fills it begins.
 const SEGMENT_BYTES_FREE: usize = 32 << 10;
 
+/// How long a segment is that is to be filled: short, so that few bytes do.
+const SEGMENT_BYTES: u64 = 1 << 20;
+/// The same, for the agent.
+const SHORT_SEGMENTS: &[&str] = &["--journal-segment-bytes=1048576"];
+
 /// A journal that keeps little of its past.
 const FORGETFUL: &[&str] = &[
     "--journal-segment-bytes=65536",
@@ -153,8 +158,8 @@ fn stream(rig: &mut Rig, failpoint: &'static str) {
 }
 
 fn rotation(rig: &mut Rig, failpoint: &'static str) {
-    let settings = lay_foundation(rig, Settings::default());
-    rig.fill_segment(SEGMENT_BYTES_FREE);
+    let settings = lay_foundation(rig, Settings { journal: SHORT_SEGMENTS, ..Settings::default() });
+    rig.fill_segment(SEGMENT_BYTES, SEGMENT_BYTES_FREE);
     push_until_death(rig, &Settings { failpoint: Some((failpoint, 0)), ..settings.clone() });
     restart_and_check(rig, &settings);
 }
