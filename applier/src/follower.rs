@@ -31,7 +31,7 @@ use crate::home::Home;
 use crate::job::{Job, Outcome, Purpose};
 use crate::pipeline::{Shared, Verification};
 use crate::sizing;
-use crate::start::Built;
+use crate::start::{Built, Started};
 use crate::tables::Tables as _;
 
 /// How long to wait before what was refused is tried again: doubled each time, up to the maximum.
@@ -55,16 +55,16 @@ pub(crate) enum Request {
 
 /// The applier thread.
 pub(crate) struct Follower<H: Home> {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) home: Arc<Mutex<H>>,
-    pub(crate) applier: Applier<H::Tables>,
-    pub(crate) generation: Option<Generation>,
-    pub(crate) applied: watch::Sender<Lsn>,
-    pub(crate) durable: DurableWatch,
-    pub(crate) grace: GracePeriods,
-    pub(crate) requests: mpsc::UnboundedReceiver<Request>,
+    shared: Arc<Shared>,
+    home: Arc<Mutex<H>>,
+    applier: Applier<H::Tables>,
+    generation: Option<Generation>,
+    applied: watch::Sender<Lsn>,
+    durable: DurableWatch,
+    grace: GracePeriods,
+    requests: mpsc::UnboundedReceiver<Request>,
     /// How often the tables are compared with the journal.
-    pub(crate) verify_interval: Duration,
+    verify_interval: Duration,
     /// Changes that are to become visible, with the head that they lead to.
     batch: Option<(Changes, Durable<Head>)>,
     waiting: Waiting,
@@ -94,18 +94,16 @@ enum Waiting {
 }
 
 impl<H: Home> Follower<H> {
-    #[expect(clippy::too_many_arguments, reason = "each is one thing that the thread is given")]
     pub(crate) fn new(
         shared: Arc<Shared>,
-        home: H,
-        applier: Applier<H::Tables>,
-        generation: Option<Generation>,
+        started: Started<H>,
         applied: watch::Sender<Lsn>,
         durable: DurableWatch,
         grace: GracePeriods,
         requests: mpsc::UnboundedReceiver<Request>,
         verify_interval: Duration,
     ) -> Self {
+        let Started { home, applier, generation, .. } = started;
         let now = Instant::now();
         Self {
             shared,

@@ -324,7 +324,7 @@ impl Pipeline {
         verify_interval: Duration,
         wait_for_readers: impl Fn() -> Result<(), String> + Send + 'static,
     ) -> Result<Self, StartError> {
-        let Started { home, applier, generation, report } = started;
+        let Started { applier, generation, report, .. } = &started;
         let (applied_sender, applied) = watch::channel(Lsn::from(applier.active()));
         let progress = Progress {
             trouble: None,
@@ -337,7 +337,7 @@ impl Pipeline {
             grace_waits: 0,
             refusals: 0,
             drift: Drift::default(),
-            start: report,
+            start: report.clone(),
         };
         let durable = journal.durable();
         let shared = Arc::new(Shared {
@@ -348,17 +348,8 @@ impl Pipeline {
         });
         let (grace, grace_thread) = GracePeriods::start(wait_for_readers)?;
         let (requests, requested) = mpsc::unbounded_channel();
-        let follower = Follower::new(
-            Arc::clone(&shared),
-            home,
-            applier,
-            generation,
-            applied_sender,
-            durable,
-            grace,
-            requested,
-            verify_interval,
-        );
+        let follower =
+            Follower::new(Arc::clone(&shared), started, applied_sender, durable, grace, requested, verify_interval);
         let (stop, stopped) = oneshot::channel();
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(StartError::Thread)?;

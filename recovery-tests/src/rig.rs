@@ -19,11 +19,12 @@ use rand_chacha::ChaCha8Rng;
 use storage_schema::id::Lsn;
 use storage_schema::record::Transaction;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Settings};
 use crate::connection::Greeting;
 use crate::echo::EchoServer;
 use crate::oracle::{Expected, Oracle};
 use crate::pinned;
+use crate::requirements::kernel_is_usable;
 use crate::sandbox::Sandbox;
 use crate::seed::Seed;
 use crate::worker::{Outcome, Worker};
@@ -59,6 +60,20 @@ impl Rig {
         let servers = EchoServer::start(&BACKEND_PORTS).expect("a fresh network namespace has all ports free");
         let worker = Worker::start(&sandbox);
         Self { worker, _servers: servers, oracle: Oracle::new(), random: seed.generator(0), sandbox }
+    }
+
+    /// A rig with a mesh and live connections, whose agent is still running; `None` where the kernel cannot be used and need not
+    /// be. The seed is for as long as the test runs.
+    pub fn started(suite: &'static str, test: &str, settings: &Settings) -> Option<(Seed, Self, Agent)> {
+        if !kernel_is_usable() {
+            return None;
+        }
+        let seed = Seed::from_environment(suite, test);
+        let mut rig = Self::new(&seed);
+        let agent = Agent::start(rig.sandbox(), settings);
+        rig.lay_foundation(&agent);
+        rig.open_live_connections();
+        Some((seed, rig, agent))
     }
 
     /// Its sandbox.

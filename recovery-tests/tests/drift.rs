@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use api::status::Status;
 use recovery_tests::agent::{Agent, Settings, holdfast, run};
 use recovery_tests::pinned;
-use recovery_tests::requirements::kernel_is_usable;
 use recovery_tests::rig::Rig;
 use recovery_tests::seed::Seed;
 
@@ -20,15 +19,7 @@ use recovery_tests::seed::Seed;
 const REPAIR_TIME_MAX: Duration = Duration::from_secs(30);
 
 fn rig(test: &str) -> Option<(Seed, Rig, Agent)> {
-    if !kernel_is_usable() {
-        return None;
-    }
-    let seed = Seed::from_environment("drift", test);
-    let mut rig = Rig::new(&seed);
-    let agent = Agent::start(rig.sandbox(), &Settings::default());
-    rig.lay_foundation(&agent);
-    rig.open_live_connections();
-    Some((seed, rig, agent))
+    Rig::started("drift", test, &Settings::default())
 }
 
 /// Waits for a condition, without connections.

@@ -8,7 +8,6 @@ use api::client::Client;
 use applier::tables::{KernelTables, Table, Tables as _};
 use recovery_tests::agent::{Agent, Settings, holdfast, run};
 use recovery_tests::crowd;
-use recovery_tests::requirements::kernel_is_usable;
 use recovery_tests::rig::Rig;
 use recovery_tests::sandbox::Sandbox;
 use recovery_tests::seed::Seed;
@@ -22,15 +21,7 @@ const RECOVERY_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// A rig with a mesh and live connections; its agent is still running.
 fn rig(test: &str, settings: &Settings) -> Option<(Seed, Rig, Agent)> {
-    if !kernel_is_usable() {
-        return None;
-    }
-    let seed = Seed::from_environment("generations", test);
-    let mut rig = Rig::new(&seed);
-    let agent = Agent::start(rig.sandbox(), settings);
-    rig.lay_foundation(&agent);
-    rig.open_live_connections();
-    Some((seed, rig, agent))
+    Rig::started("generations", test, settings)
 }
 
 /// Kills the agent and compares everything with the oracle.

@@ -5,21 +5,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use recovery_tests::agent::{Agent, SMALL, Settings, holdfast, run};
-use recovery_tests::requirements::kernel_is_usable;
 use recovery_tests::rig::Rig;
 use recovery_tests::seed::Seed;
 use storage_schema::map::Capacities;
 
 /// A rig with a mesh, live connections and some transactions behind it; its agent is still running.
 fn rig(test: &str, settings: &Settings) -> Option<(Seed, Rig, Agent)> {
-    if !kernel_is_usable() {
-        return None;
-    }
-    let seed = Seed::from_environment("restart", test);
-    let mut rig = Rig::new(&seed);
-    let agent = Agent::start(rig.sandbox(), settings);
-    rig.lay_foundation(&agent);
-    rig.open_live_connections();
+    let (seed, mut rig, agent) = Rig::started("restart", test, settings)?;
     assert!(rig.push_random(&agent, 20), "a running agent takes transactions");
     agent.wait_applied(rig.oracle().acknowledged());
     Some((seed, rig, agent))
