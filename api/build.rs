@@ -16,6 +16,11 @@ fn main() -> Result<(), Box<dyn error::Error>> {
     let descriptors = protox::compile(&files, [root])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("holdfast.v1.binpb"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // The codec asks a message for its name.
+    let mut config = tonic_prost_build::Config::new();
+    config.enable_type_names();
+    tonic_prost_build::configure()
+        .codec_path("crate::layers::WeighingCodec")
+        .compile_fds_with_config(descriptors, config)?;
     Ok(())
 }

@@ -144,7 +144,10 @@ install_packages() {
         want_command curl curl "HTTP client of the demo and the tests"
         want_command ip iproute2 "the demo and the tests set up addresses and network namespaces"
     fi
-    if asked test; then want_command strace strace "a test watches the journal's fdatasync with it"; fi
+    if asked test; then
+        want_command strace strace "a test watches the journal's fdatasync with it"
+        want_command promtool prometheus "a test has it read the agent's metrics"
+    fi
     if asked lint && { [ "$host" = /usr/bin ] || [ -z "$host" ]; }; then
         want_package rustfmt-web "make lint"
         want_package rust-web-clippy "make lint"

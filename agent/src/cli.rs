@@ -1,7 +1,9 @@
 //! The command line as it is typed. What it means is decided in [`crate::config`] and in the commands.
 
+mod api;
 mod bpf;
 mod journal;
+mod past;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,11 +13,13 @@ use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use storage_schema::resource::Kind;
 
+pub use self::api::{ApiSettings, Remote};
 pub use self::bpf::{BpfArgs, BpfCommand, DumpArgs, PinnedArgs, TableName, VerifyTablesArgs};
 pub use self::journal::{
     CompactArgs, ExportArgs, ExportFormat, ImportArgs, JournalArgs, JournalCommand, LogArgs, PrintArgs, RepairArgs,
     ShowArgs, SnapshotArgs, SnapshotCommand, VerifyArgs, Which,
 };
+pub use self::past::{DiffArgs, GetArgs, HistoryArgs, TransportName, Whose, WhyArgs};
 use crate::exit::Exit;
 
 const STYLES: Styles = Styles::styled()
@@ -46,6 +50,9 @@ pub struct Common {
     /// The agent's unix socket [default: /run/holdfast/holdfast.sock].
     #[arg(long, global = true, env = "HOLDFAST_SOCKET", value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    /// An agent elsewhere.
+    #[command(flatten)]
+    pub remote: Remote,
 }
 
 /// The commands.
@@ -56,20 +63,45 @@ pub enum Command {
     /// It stops on SIGTERM or SIGINT, after finishing what it has begun, and leaves maps, programs and links in the
     /// kernel: connections go on being balanced without it.
     #[command(after_help = "Example:\n  holdfast agent --state-dir /var/lib/holdfast --cgroup /sys/fs/cgroup")]
-    Agent(AgentArgs),
+    Agent(Box<AgentArgs>),
     /// Push the resources of one or more manifests as one transaction.
     #[command(
         after_help = "Examples:\n  holdfast apply -f examples/bookinfo.yaml --wait applied\n  cat a.yaml | holdfast apply -f -"
     )]
     Apply(ApplyArgs),
+    /// Push manifests as all that a source has, as one transaction: what it had before and is not among them is removed.
+    ///
+    /// What belongs to other sources is left alone.
+    #[command(
+        after_help = "Examples:\n  holdfast sync -f /etc/mesh --source mesh\n  holdfast sync -f examples/bookinfo.yaml --source demo --wait applied"
+    )]
+    Sync(SyncArgs),
     /// Remove resources of one kind, as one transaction.
     #[command(after_help = "Example:\n  holdfast delete workload cluster1//Pod/bookinfo/reviews-v1")]
     Delete(DeleteArgs),
-    /// Show resources: services, workloads or the node.
+    /// Show resources: services, workloads or the node, as they are or as they were.
     #[command(
-        after_help = "Examples:\n  holdfast get services\n  holdfast get workload cluster1//Pod/bookinfo/reviews-v1 -o yaml"
+        after_help = "Examples:\n  holdfast get services\n  holdfast get workload cluster1//Pod/bookinfo/reviews-v1 -o yaml\n  holdfast get services --at -10m"
     )]
     Get(GetArgs),
+    /// Compare two moments: which resources differ, field by field, and who changed them; with --maps the table entries too.
+    #[command(
+        after_help = "Examples:\n  holdfast diff -10m\n  holdfast diff 811 812 --maps\n  holdfast diff '2026-11-22 14:00:00' 14:05:00 --kind workload --state-dir ./copy"
+    )]
+    Diff(DiffArgs),
+    /// Show every change of one resource: when, by whom, field by field.
+    #[command(
+        after_help = "Examples:\n  holdfast history workload cluster1//Pod/bookinfo/reviews-v1 -n 5\n  holdfast history service bookinfo/ratings --since -1h"
+    )]
+    History(HistoryArgs),
+    /// Explain where a connection goes: each step and candidate, and the record that made it so.
+    ///
+    /// Without --entropy it tells which part of such connections each candidate gets; with it, and --epoch, which one a connection
+    /// got whose stamp has these, and what has become of that backend. The decision is made by the code that the kernel runs.
+    #[command(
+        after_help = "Examples:\n  holdfast why --to 10.96.0.20:9080\n  holdfast why --from 10.1.0.7 --to 10.96.0.20:9080 --at 14:03:22\n  holdfast why --to 10.96.0.20:9080 --epoch 812 --entropy 2863311530 --at 14:03:22 --state-dir ./copy -o json"
+    )]
+    Why(WhyArgs),
     /// Show the agent's condition: how far it is, how full its tables are, what is in its way.
     #[command(after_help = "Example:\n  holdfast status --wait --timeout 30s")]
     Status(StatusArgs),
@@ -145,6 +177,9 @@ pub struct AgentArgs {
     /// Serve metrics for Prometheus at this loopback address, as 127.0.0.1:9464 [default: nowhere].
     #[arg(long, env = "HOLDFAST_METRICS", value_name = "ADDRESS")]
     pub metrics: Option<SocketAddr>,
+    /// Where and to whom the API is offered.
+    #[command(flatten)]
+    pub api: ApiSettings,
     /// How the journal is written and kept.
     #[command(flatten)]
     pub journal: JournalSettings,
@@ -215,6 +250,9 @@ pub struct Source {
     /// Which life of the source: a newer one supersedes the older ones.
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub source_incarnation: u64,
+    /// Change and remove resources of other sources as well; they belong to this source from then on.
+    #[arg(long)]
+    pub take_over: bool,
 }
 
 /// How long to wait for a transaction.
@@ -263,6 +301,24 @@ pub struct ApplyArgs {
     pub waiting: Waiting,
 }
 
+/// What `sync` takes.
+#[derive(Args, Clone, Debug)]
+pub struct SyncArgs {
+    /// A manifest, `-` for standard input, or a directory, of which all *.yaml, *.yml and *.json are read, those in
+    /// directories below it included; may be given more than once.
+    #[arg(short, long = "file", required = true, value_name = "PATH")]
+    pub files: Vec<PathBuf>,
+    /// Accept that there is no resource: all that the source has is removed.
+    #[arg(long)]
+    pub allow_empty: bool,
+    /// Who pushes. Without --source-version the version after the source's last one is taken.
+    #[command(flatten)]
+    pub source: Source,
+    /// How long to wait.
+    #[command(flatten)]
+    pub waiting: Waiting,
+}
+
 /// What `delete` takes.
 #[derive(Args, Clone, Debug)]
 pub struct DeleteArgs {
@@ -291,18 +347,6 @@ pub enum Output {
     Json,
     /// YAML; of resources, a manifest that `apply` takes.
     Yaml,
-}
-
-/// What `get` takes.
-#[derive(Args, Clone, Debug)]
-pub struct GetArgs {
-    /// The kind: services, workloads or node.
-    pub kind: Kind,
-    /// Only the one of this name.
-    pub name: Option<String>,
-    /// How to print it.
-    #[arg(short, long, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
-    pub output: Output,
 }
 
 /// What `status` takes.

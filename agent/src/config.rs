@@ -4,17 +4,21 @@
 //! settings file, the default. A file that is named must be there; the default one may be missing. A key that is not
 //! known is refused, because a misspelt setting that is silently ignored is found on the worst day.
 
+mod serving;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, io};
 
+use api::client::Server;
 use journal::{CheckpointPolicy, Retention};
 use serde::Deserialize;
 use storage_schema::map::Capacities;
 use tracing_subscriber::EnvFilter;
 
-use crate::cli::{AgentArgs, Common, Datapath, JournalSettings, LogFormat, Places};
+pub use self::serving::{Listen, Serving};
+use crate::cli::{AgentArgs, ApiSettings, Common, Datapath, JournalSettings, LogFormat, Places};
 
 /// Read if it is there and no other file is named.
 pub const CONFIG_FILE: &str = "/etc/holdfast/agent.toml";
@@ -48,6 +52,8 @@ pub struct Config {
     pub verify_interval: Duration,
     /// Where metrics are served for Prometheus; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
+    /// How the API is offered.
+    pub api: Serving,
     /// How the journal is written and kept.
     pub journal: Journaling,
     /// What to log.
@@ -114,6 +120,8 @@ struct File {
     #[serde(default)]
     capacities: FileCapacities,
     #[serde(default)]
+    api: ApiSettings,
+    #[serde(default)]
     journal: JournalSettings,
     #[serde(default)]
     log: FileLog,
@@ -156,6 +164,7 @@ impl Config {
             },
             verify_interval: args.verify_interval.or(file.verify_interval).unwrap_or(applier::Options::VERIFY_INTERVAL),
             metrics: args.metrics.or(file.metrics),
+            api: Serving::new(args.api.clone().or(file.api))?,
             journal: Journaling::from(args.journal.clone().or(&file.journal)),
             log_filter: args.log.clone().or(file.log.filter).unwrap_or_else(|| LOG_FILTER.to_owned()),
             log_format: args.log_format.or(file.log.format).unwrap_or(LogFormat::Text),
@@ -227,6 +236,11 @@ pub fn socket(common: &Common) -> Result<PathBuf, ConfigError> {
     }
 }
 
+/// The agent that a client command talks to.
+pub fn server(common: &Common) -> Result<Server, ConfigError> {
+    serving::server(&common.remote, || socket(common))
+}
+
 impl From<JournalSettings> for Journaling {
     fn from(settings: JournalSettings) -> Self {
         let defaults = journal::Config::new(STATE_DIR);
@@ -244,6 +258,35 @@ impl From<JournalSettings> for Journaling {
                 bytes: settings.keep_bytes.or(defaults.retention.bytes),
                 age: settings.keep_age.or(defaults.retention.age),
             },
+        }
+    }
+}
+
+impl ApiSettings {
+    /// For each setting this one's value, or the other's.
+    fn or(self, other: Self) -> Self {
+        Self {
+            listen: self.listen.or(other.listen),
+            tls_cert: self.tls_cert.or(other.tls_cert),
+            tls_key: self.tls_key.or(other.tls_key),
+            tls_client_ca: self.tls_client_ca.or(other.tls_client_ca),
+            insecure_loopback: self.insecure_loopback.or(other.insecure_loopback),
+            socket_group: self.socket_group.or(other.socket_group),
+            clients: self.clients.or(other.clients),
+            requests: self.requests.or(other.requests),
+            requests_per_client: self.requests_per_client.or(other.requests_per_client),
+            requests_per_second: self.requests_per_second.or(other.requests_per_second),
+            streams: self.streams.or(other.streams),
+            streams_per_client: self.streams_per_client.or(other.streams_per_client),
+            readers: self.readers.or(other.readers),
+            readers_per_client: self.readers_per_client.or(other.readers_per_client),
+            push_streams: self.push_streams.or(other.push_streams),
+            push_streams_per_client: self.push_streams_per_client.or(other.push_streams_per_client),
+            connections: self.connections.or(other.connections),
+            connections_per_client: self.connections_per_client.or(other.connections_per_client),
+            request_bytes: self.request_bytes.or(other.request_bytes),
+            request_bytes_per_client: self.request_bytes_per_client.or(other.request_bytes_per_client),
+            request_timeout: self.request_timeout.or(other.request_timeout),
         }
     }
 }

@@ -3,6 +3,8 @@
 use std::process::ExitCode;
 use std::{fmt, io};
 
+use api::access::TcpError;
+use api::access::tls::TlsError;
 use api::client::ClientError;
 use api::journal::JournalError;
 use api::rejection::Rejection;
@@ -108,6 +110,23 @@ impl From<BindError> for Failure {
     }
 }
 
+impl From<TlsError> for Failure {
+    fn from(error: TlsError) -> Self {
+        Self::new(Exit::Usage, error)
+    }
+}
+
+impl From<TcpError> for Failure {
+    fn from(error: TcpError) -> Self {
+        let exit = match &error {
+            TcpError::NotLoopback { .. } => Exit::Usage,
+            TcpError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse => Exit::InUse,
+            TcpError::Listen { source, .. } => exit_of_io(source),
+        };
+        Self::new(exit, error)
+    }
+}
+
 impl From<OpenError> for Failure {
     fn from(error: OpenError) -> Self {
         let exit = match &error {
@@ -179,25 +198,36 @@ impl From<JournalError> for Failure {
 
 impl From<LoadError> for Failure {
     fn from(error: LoadError) -> Self {
-        let exit = match &error {
-            LoadError::Io { .. } | LoadError::Link { .. } | LoadError::Pin { .. } => Exit::Failure,
-            _ => Exit::Unsupported,
-        };
-        Self::new(exit, one_line(&error))
+        Self::new(exit_of_load(&error), one_line(&error))
     }
 }
 
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Self {
-        match error {
-            StartError::Load(error) => error.into(),
-            StartError::Journal(ReadError::Io { .. } | ReadError::Closed) => Self::new(Exit::Failure, one_line(&error)),
-            StartError::Journal(_) => Self::new(Exit::Damaged, one_line(&error)),
-            StartError::TooSmall { .. } => Self::new(Exit::Usage, error),
-            StartError::Table(_) | StartError::Fill(_) | StartError::Thread(_) => {
-                Self::new(Exit::Failure, one_line(&error))
-            }
-        }
+        Self::from(&error)
+    }
+}
+
+impl From<&StartError> for Failure {
+    fn from(error: &StartError) -> Self {
+        let exit = match error {
+            StartError::Load(error) => exit_of_load(error),
+            StartError::Journal(ReadError::Io { .. } | ReadError::Closed)
+            | StartError::Table(_)
+            | StartError::Fill(_)
+            | StartError::Thread(_)
+            | StartError::Cancelled => Exit::Failure,
+            StartError::Journal(_) => Exit::Damaged,
+            StartError::TooSmall { .. } => Exit::Usage,
+        };
+        Self::new(exit, one_line(error))
+    }
+}
+
+const fn exit_of_load(error: &LoadError) -> Exit {
+    match error {
+        LoadError::Io { .. } | LoadError::Link { .. } | LoadError::Pin { .. } => Exit::Failure,
+        _ => Exit::Unsupported,
     }
 }
 
@@ -230,7 +260,10 @@ impl From<ClientError> for Failure {
             ClientError::Unreachable { .. } => {
                 return Self::new(Exit::Unreachable, format!("{error}: is `holdfast agent` running there?"));
             }
-            ClientError::Rejected(Rejection::Refused { .. }) | ClientError::TooLarge { .. } => Exit::Refused,
+            ClientError::Denied { .. } => Exit::Unsupported,
+            ClientError::Unusable { .. } => Exit::Usage,
+            ClientError::Rejected(Rejection::Refused { .. } | Rejection::Owned { .. })
+            | ClientError::TooLarge { .. } => Exit::Refused,
             ClientError::TimedOut => Exit::TimedOut,
             ClientError::Rejected(_)
             | ClientError::Journal(_)

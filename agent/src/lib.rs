@@ -17,6 +17,7 @@ pub mod host;
 mod journal_view;
 pub mod manifest;
 mod output;
+mod past_view;
 pub mod when;
 
 use std::process::ExitCode;

@@ -32,31 +32,31 @@ fn what_is_applied_can_be_got() {
         &place,
         &place.run(&["get", "services"]),
         &expect![[r"
-        exit 0
-        NAME                   VIPS                     PORTS      POLICY   LSN
-        bookinfo/details       10.96.0.20,fd00:96::20   9080/tcp   random   1
-        bookinfo/productpage   10.96.0.10,fd00:96::10   9080/tcp   random   1
-        bookinfo/ratings       10.96.0.40,fd00:96::40   9080/tcp   random   1
-        bookinfo/reviews       10.96.0.30,fd00:96::30   9080/tcp   random   1
-    "]],
+            exit 0
+            NAME                   VIPS                     PORTS      POLICY   OWNER   LSN
+            bookinfo/details       10.96.0.20,fd00:96::20   9080/tcp   random   cli     1
+            bookinfo/productpage   10.96.0.10,fd00:96::10   9080/tcp   random   cli     1
+            bookinfo/ratings       10.96.0.40,fd00:96::40   9080/tcp   random   cli     1
+            bookinfo/reviews       10.96.0.30,fd00:96::30   9080/tcp   random   cli     1
+        "]],
     );
     check(
         &place,
         &place.run(&["get", "workload", "cluster1//Pod/bookinfo/details-v1"]),
         &expect![[r"
-        exit 0
-        UID                                 ADDRESSES                STATUS    SERVICES           LSN
-        cluster1//Pod/bookinfo/details-v1   127.1.2.1,fd00:10::2:1   healthy   bookinfo/details   1
-    "]],
+            exit 0
+            UID                                 ADDRESSES                STATUS    SERVICES           OWNER   LSN
+            cluster1//Pod/bookinfo/details-v1   127.1.2.1,fd00:10::2:1   healthy   bookinfo/details   cli     1
+        "]],
     );
     check(
         &place,
         &place.run(&["get", "node"]),
         &expect![[r"
-        exit 0
-        NAME    NETWORK    CLUSTER    LOCALITY   NO ENDPOINTS   LSN
-        node1   network1   cluster1   eu/eu-1    refuse         1
-    "]],
+            exit 0
+            NAME    NETWORK    CLUSTER    LOCALITY   NO ENDPOINTS   OWNER   LSN
+            node1   network1   cluster1   eu/eu-1    refuse         cli     1
+        "]],
     );
     check(
         &place,
@@ -237,7 +237,7 @@ fn bad_manifests_are_refused_before_anything_is_sent() {
         &place.run(&["apply", "-f", &bad]),
         &expect![[r"
         exit 2
-        holdfast: DIR/bad.yaml:3: document 1: vip: unknown field `vip`, expected one of name, hostname, vips, ports, loadBalancing, waypoint
+        holdfast: DIR/bad.yaml:3: document 1: vip: unknown field `vip`, expected one of name, hostname, vips, externalAddresses, ports, allPorts, loadBalancing, noEndpoints, drain, accelerate, waypoint
         holdfast: DIR/bad.yaml:5: document 2: kind: must be Service, Workload or Node, not `Pod`
     "]],
     );
@@ -520,7 +520,7 @@ fn bad_settings_are_refused_before_anything_is_opened() {
         &place.run_agent(&["--config", &file], &[]),
         &expect![[r"
             exit 2
-            holdfast: DIR/agent.toml:1: unknown field `sockets`, expected one of `state_dir`, `pin_root`, `cgroup`, `socket`, `datapath`, `verify_interval`, `metrics`, `capacities`, `journal`, `log`
+            holdfast: DIR/agent.toml:1: unknown field `sockets`, expected one of `state_dir`, `pin_root`, `cgroup`, `socket`, `datapath`, `verify_interval`, `metrics`, `capacities`, `api`, `journal`, `log`
         "]],
     );
     check(

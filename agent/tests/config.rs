@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use agent::cli::{AgentArgs, Cli, Command, Common, Datapath, LogFormat};
-use agent::config::{Config, Journaling, socket};
+use agent::config::{Config, Journaling, Listen, Serving, server, socket};
+use api::access::tls::Files;
+use api::client::Server;
 use clap::Parser as _;
 use expect_test::{Expect, expect};
 use journal::{CheckpointPolicy, Retention};
@@ -41,6 +43,7 @@ fn nothing_said_means_the_defaults() {
         capacities: Capacities::default(),
         verify_interval: Duration::from_mins(5),
         metrics: None,
+        api: Serving::default(),
         journal: Journaling {
             segment_bytes: 64 << 20,
             group_bytes_max: 4 << 20,
@@ -66,6 +69,13 @@ fn the_file_that_is_delivered_says_the_defaults() {
     // Where the default is nothing, an example stands.
     defaults.cgroup = Some("/sys/fs/cgroup/kubepods.slice".into());
     defaults.metrics = Some(([127, 0, 0, 1], 9464).into());
+    let tls = |name: &str| Path::new("/etc/holdfast/tls").join(name);
+    let tls = Files { certificate: tls("tls.crt"), key: tls("tls.key"), authorities: tls("ca.crt") };
+    defaults.api.tcp = Some(Listen { address: ([0, 0, 0, 0], 9465).into(), tls: Some(tls) });
+    defaults.api.socket_gid = Some(0);
+    defaults.api.rules = ["socket read", "spiffe://example.org/ns/mesh/istiod push,read istiod"]
+        .map(|rule| rule.parse().unwrap())
+        .to_vec();
     defaults.journal.retention.records = Some(10_000_000);
     defaults.journal.retention.age = Some(Duration::from_hours(30 * 24));
     assert_eq!(config(&uncommented, &[]), Ok(defaults));
@@ -142,7 +152,7 @@ fn what_is_wrong_in_the_file_is_named_with_its_line() {
         "socket = \"/a.sock\"\nsockets = \"/b.sock\"\n",
         &[],
         &expect![
-            "DIR/agent.toml:2: unknown field `sockets`, expected one of `state_dir`, `pin_root`, `cgroup`, `socket`, `datapath`, `verify_interval`, `metrics`, `capacities`, `journal`, `log`"
+            "DIR/agent.toml:2: unknown field `sockets`, expected one of `state_dir`, `pin_root`, `cgroup`, `socket`, `datapath`, `verify_interval`, `metrics`, `capacities`, `api`, `journal`, `log`"
         ],
     );
     refused(
@@ -171,7 +181,7 @@ fn what_is_wrong_in_the_file_is_named_with_its_line() {
 
 #[test]
 fn a_file_that_is_named_must_be_there() {
-    let common = Common { config: Some("/nonexistent/agent.toml".into()), socket: None };
+    let common = Common { config: Some("/nonexistent/agent.toml".into()), socket: None, ..Common::default() };
     expect!["cannot read the settings file /nonexistent/agent.toml: No such file or directory (os error 2)"]
         .assert_eq(&Config::for_agent(&common, &AgentArgs::default()).unwrap_err().to_string());
     expect!["cannot read the settings file /nonexistent/agent.toml: No such file or directory (os error 2)"]
@@ -180,6 +190,93 @@ fn a_file_that_is_named_must_be_there() {
 
 #[test]
 fn a_client_that_is_told_the_socket_needs_no_file() {
-    let common = Common { config: Some("/nonexistent/agent.toml".into()), socket: Some("/a.sock".into()) };
+    let common =
+        Common { config: Some("/nonexistent/agent.toml".into()), socket: Some("/a.sock".into()), ..Common::default() };
     assert_eq!(socket(&common).unwrap(), PathBuf::from("/a.sock"));
+}
+
+#[test]
+fn tcp_needs_tls_or_a_loopback_address_and_courage() {
+    let listening = |api: &str| config(&format!("[api]\nlisten = \"0.0.0.0:9465\"\n{api}"), &[]);
+    let needs_tls = expect![
+        "api.listen: TCP needs TLS: tls_cert, tls_key and tls_client_ca (or, at a loopback address, insecure_loopback)"
+    ];
+    needs_tls.assert_eq(&listening("").unwrap_err());
+    expect!["api.listen: 0.0.0.0:9465 is not a loopback address: it needs TLS"]
+        .assert_eq(&listening("insecure_loopback = true\n").unwrap_err());
+    expect!["api.listen: TLS needs all of tls_cert, tls_key and tls_client_ca"]
+        .assert_eq(&listening("tls_cert = \"/c\"\n").unwrap_err());
+    let files = "tls_cert = \"/c\"\ntls_key = \"/k\"\ntls_client_ca = \"/a\"\n";
+    expect!["api.insecure_loopback: certificates are given: it is one or the other"]
+        .assert_eq(&listening(&format!("{files}insecure_loopback = true\n")).unwrap_err());
+    let tls = Files { certificate: "/c".into(), key: "/k".into(), authorities: "/a".into() };
+    assert_eq!(listening(files).unwrap().api.tcp.unwrap().tls, Some(tls));
+    refused("", &["--api-tls-key", "/k"], &expect!["api.listen: certificates are given, and no address to listen on"]);
+    let loopback = config("", &["--api-listen", "[::1]:9465", "--insecure-loopback"]).unwrap();
+    assert_eq!(loopback.api.tcp, Some(Listen { address: ([0, 0, 0, 0, 0, 0, 0, 1], 9465).into(), tls: None }));
+}
+
+#[test]
+fn who_may_do_what_is_read_from_rules() {
+    let rules =
+        config("[api]\nclients = [\"uid:1 read\"]\n", &["--api-client", "gid:2 push a", "--api-client", "dns:b admin"]);
+    let rules: Vec<String> = rules.unwrap().api.rules.iter().map(|rule| rule.who.to_string()).collect();
+    assert_eq!(rules, ["gid:2", "dns:b"], "a flag stands for the file's");
+    refused(
+        "[api]\nclients = [\"uid:1 write\"]\n",
+        &[],
+        &expect!["api.clients: `write` is not a role: push, read or admin"],
+    );
+    refused(
+        "",
+        &["--api-socket-group", "no such"],
+        &expect!["api.socket_group: there is no group `no such` in /etc/group"],
+    );
+    assert_eq!(config("", &["--api-socket-group", "root"]).unwrap().api.socket_gid, Some(0));
+}
+
+#[test]
+fn one_client_s_limits_are_within_those_of_all() {
+    refused(
+        "[api]\nstreams = 10\n",
+        &[],
+        &expect!["api.streams_per_client: must be 1 to 10, what all clients may have, not 6144"],
+    );
+    refused(
+        "",
+        &["--api-request-bytes-per-client", "1000"],
+        &expect![
+            "api.request_bytes_per_client: must be 16777216, the largest message, to 268435456, what all clients may have, not 1000"
+        ],
+    );
+    refused(
+        "",
+        &["--api-request-timeout", "1m"],
+        &expect!["api.request_timeout: must be longer than 1m, what a push may wait, not 1m"],
+    );
+    refused("", &["--api-requests-per-second", "0"], &expect!["api.requests_per_second: must be at least 1"]);
+}
+
+#[test]
+fn a_client_finds_its_agent() {
+    let asked = |arguments: &[&str]| {
+        let arguments = ["holdfast", "status"].into_iter().chain(arguments.iter().copied());
+        let cli = Cli::try_parse_from(arguments).map_err(|error| error.to_string())?;
+        server(&cli.common).map_err(|error| error.to_string())
+    };
+    assert_eq!(asked(&["--socket", "/a.sock"]), Ok(Server::Unix("/a.sock".into())));
+    let url = "http://127.0.0.1:9465";
+    assert_eq!(asked(&["--server", url]), Ok(Server::Loopback { url: url.to_owned() }));
+    let tls = ["--tls-ca", "/a", "--tls-cert", "/c", "--tls-key", "/k"];
+    let files = Files { certificate: "/c".into(), key: "/k".into(), authorities: "/a".into() };
+    let url = "https://node-1.example.org:9465";
+    let with_tls: Vec<&str> = ["--server", url].into_iter().chain(tls).collect();
+    assert_eq!(asked(&with_tls), Ok(Server::Tls { url: url.to_owned(), files }));
+    expect!["--server: https needs all of --tls-ca, --tls-cert and --tls-key"]
+        .assert_eq(&asked(&["--server", url]).unwrap_err());
+    expect![
+        "--server: `http://10.0.0.1:9465` is neither https://host:port nor http:// and a loopback address with its port"
+    ]
+    .assert_eq(&asked(&["--server", "http://10.0.0.1:9465"]).unwrap_err());
+    assert!(asked(&["--server", url, "--socket", "/a.sock"]).unwrap_err().contains("cannot be used with"));
 }

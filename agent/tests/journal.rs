@@ -184,7 +184,7 @@ fn a_follower_sees_each_record_once() {
     let mut next = || serde_json::from_str::<Value>(&lines.next().unwrap().unwrap()).unwrap()["lsn"].as_u64();
     assert_eq!((next(), next()), (Some(3), Some(4)));
     for lsn in 5..15 {
-        place.run_with_stdin(&["apply", "-f", "-"], SERVICE).succeeded();
+        place.run_with_stdin(&["apply", "-f", "-", "--source", "istiod"], SERVICE).succeeded();
         assert_eq!(next(), Some(lsn));
     }
     drop(agent);

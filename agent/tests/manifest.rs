@@ -69,7 +69,7 @@ fn an_unknown_field_is_named_with_its_line() {
     refused(
         "kind: Service\nname: a/b\nclusterIp: 10.0.0.1\n",
         &expect![
-            "m.yaml:3: document 1: clusterIp: unknown field `clusterIp`, expected one of name, hostname, vips, ports, loadBalancing, waypoint"
+            "m.yaml:3: document 1: clusterIp: unknown field `clusterIp`, expected one of name, hostname, vips, externalAddresses, ports, allPorts, loadBalancing, noEndpoints, drain, accelerate, waypoint"
         ],
     );
 }
@@ -79,8 +79,31 @@ fn an_unknown_field_deep_inside_is_named_with_its_path() {
     refused(
         "kind: Service\nname: a/b\nports:\n- port: 80\n  targetPort: 80\n- port: 81\n  target: 81\n",
         &expect![
-            "m.yaml:7: document 1: ports[1].target: unknown field `target`, expected one of name, port, targetPort, protocol"
+            "m.yaml:7: document 1: ports[1].target: unknown field `target`, expected one of name, port, targetPort, protocol, nodePort"
         ],
+    );
+}
+
+#[test]
+fn a_choice_of_backends_has_a_short_and_a_long_form() {
+    let documents = accepted(
+        "kind: Service\nname: a/b\nloadBalancing: weighted\n\
+         ---\n\
+         kind: Service\nname: a/c\nloadBalancing:\n  policy: maglev\n  locality: {mode: failover, routingPreference: [region, zone]}\n  affinity: {timeoutSeconds: 60}\n",
+    );
+    let said: Vec<String> = documents
+        .iter()
+        .map(|document| match &document.resource {
+            Resource::Service(service) => service.load_balancing.to_string(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(said, ["weighted", "maglev, failover (region, zone), affinity 60 s"]);
+    refused(
+        "kind: Service\nname: a/b\nloadBalancing: fair\n---\nkind: Service\nname: a/b\nloadBalancing:\n  locality:\n    mode: near\n",
+        &expect![[r"
+            m.yaml:3: document 1: loadBalancing: unknown variant `fair`, expected one of random, weighted, maglev
+            m.yaml:9: document 2: loadBalancing.locality.mode: unknown variant `near`, expected one of none, strict, failover"]],
     );
 }
 

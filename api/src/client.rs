@@ -1,9 +1,9 @@
 //! The client: what the command line uses, and what a control plane in Rust would.
 
 use std::error::Error as _;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fmt, io};
 
 use hyper_util::rt::TokioIo;
 use prost::Message as _;
@@ -12,16 +12,20 @@ use storage_schema::record::Transaction;
 use storage_schema::resource::{Kind, ResourceKey};
 use tokio::net::UnixStream;
 use tokio_stream::{Stream, StreamExt as _};
-use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::{Code, TimeoutExpired};
 
+pub use crate::access::tls::Files;
 use crate::convert::{Path as FieldPath, decode_resource, encode_key, encode_kind, encode_transaction};
 use crate::journal::{EncodedRecord, JournalError, RecordsQuery, encode_query};
 use crate::proto::datapath_service_client::DatapathServiceClient;
 use crate::proto::journal_service_client::JournalServiceClient;
 use crate::proto::push_service_client::PushServiceClient;
+use crate::proto::replay_service_client::ReplayServiceClient;
 use crate::proto::resource_service_client::ResourceServiceClient;
 use crate::proto::status_service_client::StatusServiceClient;
+use crate::push::stream::PushStream;
+use crate::push::{Hello, encode_level};
 use crate::rejection::{Rejection, Violations};
 use crate::server::Read;
 use crate::status::{Status, UnreadableStatus, decode_status};
@@ -30,17 +34,23 @@ use crate::{Level, MESSAGE_BYTES_MAX, Receipt, Stored, WAIT_TIMEOUT_MAX, proto};
 /// How long a call may take: longer than any wait that a server grants, so that it only ends calls to one that hangs.
 const ANSWER_TIMEOUT: Duration = WAIT_TIMEOUT_MAX.saturating_add(Duration::from_secs(15));
 
+/// How long a connection over TCP, its handshake included, may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often an agent that is silent over TCP is asked whether it is there.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(30);
+
 /// A record may be larger than a push: what was one transaction then may have been read from a file.
 const RECORD_MESSAGE_BYTES_MAX: usize = 256 << 20;
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens at the socket, or the connection broke.
-    #[error("cannot reach the agent at {}: {source}", socket.display())]
+    /// Nobody listens there, or the connection broke.
+    #[error("cannot reach the agent at {server}: {source}")]
     Unreachable {
-        /// The socket.
-        socket: PathBuf,
+        /// Where it was looked for.
+        server: Server,
         /// What the system said.
         #[source]
         source: io::Error,
@@ -51,6 +61,20 @@ pub enum ClientError {
     /// The journal could not be read.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The address or the certificates cannot be used. Nothing was sent.
+    #[error("cannot connect to {server}: {reason}")]
+    Unusable {
+        /// The address.
+        server: Server,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The agent does not let this caller do that.
+    #[error("permission denied: {message}")]
+    Denied {
+        /// What it said.
+        message: String,
+    },
     /// The request is larger than the agent accepts. Nothing was sent.
     #[error("the request has {bytes} bytes: at most {MESSAGE_BYTES_MAX} are accepted; split it")]
     TooLarge {
@@ -82,34 +106,122 @@ impl From<UnreadableStatus> for ClientError {
     }
 }
 
+/// Where an agent listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Server {
+    /// A unix socket.
+    Unix(PathBuf),
+    /// `https://host:port`, with certificates at both ends.
+    Tls {
+        /// The address. The host is a name in the agent's certificate.
+        url: String,
+        /// The certificates.
+        files: Files,
+    },
+    /// `http://127.0.0.1:port`: an agent that was told to do without TLS on a loopback address.
+    Loopback {
+        /// The address.
+        url: String,
+    },
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::Tls { url, .. } | Self::Loopback { url } => f.write_str(url),
+        }
+    }
+}
+
+impl From<PathBuf> for Server {
+    fn from(socket: PathBuf) -> Self {
+        Self::Unix(socket)
+    }
+}
+
+impl From<&PathBuf> for Server {
+    fn from(socket: &PathBuf) -> Self {
+        Self::Unix(socket.clone())
+    }
+}
+
+impl From<&Path> for Server {
+    fn from(socket: &Path) -> Self {
+        Self::Unix(socket.to_owned())
+    }
+}
+
+impl Server {
+    fn unusable(&self, reason: impl fmt::Display) -> ClientError {
+        ClientError::Unusable { server: self.clone(), reason: reason.to_string() }
+    }
+
+    async fn channel(&self) -> Result<Channel, ClientError> {
+        let unreachable = |error: tonic::transport::Error| unreachable_error(self, &error);
+        let (url, tls) = match self {
+            Self::Unix(path) => {
+                let path = path.clone();
+                let connector = tower::service_fn(move |_| {
+                    let path = path.clone();
+                    async move { UnixStream::connect(path).await.map(TokioIo::new) }
+                });
+                // The address is of no use on a unix socket, but HTTP/2 wants an authority.
+                let endpoint = Endpoint::from_static("http://holdfast").timeout(ANSWER_TIMEOUT);
+                return endpoint.connect_with_connector(connector).await.map_err(unreachable);
+            }
+            Self::Tls { url, files } => (url, Some(self.tls_config(files)?)),
+            Self::Loopback { url } => (url, None),
+        };
+        let mut endpoint = Endpoint::from_shared(url.clone()).map_err(|error| self.unusable(innermost(&error)))?;
+        if let Some(tls) = tls {
+            endpoint = endpoint.tls_config(tls).map_err(|error| self.unusable(innermost(&error)))?;
+        }
+        endpoint
+            .timeout(ANSWER_TIMEOUT)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .connect()
+            .await
+            .map_err(unreachable)
+    }
+
+    fn tls_config(&self, files: &Files) -> Result<ClientTlsConfig, ClientError> {
+        let read = |path: &Path| {
+            std::fs::read(path).map_err(|error| self.unusable(format!("cannot read {}: {error}", path.display())))
+        };
+        let identity = Identity::from_pem(read(&files.certificate)?, read(&files.key)?);
+        let authorities = Certificate::from_pem(read(&files.authorities)?);
+        Ok(ClientTlsConfig::new().identity(identity).ca_certificate(authorities))
+    }
+}
+
 /// A connection to an agent. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Client {
-    socket: PathBuf,
+    server: Server,
     channel: Channel,
 }
 
 impl Client {
-    /// Connects to the agent that listens at `socket`. A connection that breaks is made again at the next call.
-    pub async fn connect(socket: impl Into<PathBuf>) -> Result<Self, ClientError> {
-        let socket = socket.into();
-        let path = socket.clone();
-        let connector = tower::service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        // The address is of no use on a unix socket, but HTTP/2 wants an authority.
-        let channel = Endpoint::from_static("http://holdfast")
-            .timeout(ANSWER_TIMEOUT)
-            .connect_with_connector(connector)
-            .await
-            .map_err(|error| unreachable_error(&socket, &error))?;
-        Ok(Self { socket, channel })
+    /// Connects to the agent that listens there: a path is that of a unix socket. A connection that breaks is made again at
+    /// the next call.
+    pub async fn connect(server: impl Into<Server>) -> Result<Self, ClientError> {
+        let server = server.into();
+        let channel = server.channel().await?;
+        Ok(Self { server, channel })
     }
 
-    /// The socket that this client talks to.
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    /// The agent that this client talks to.
+    pub const fn server(&self) -> &Server {
+        &self.server
+    }
+
+    /// What the agent can do and takes at most, and who it takes this client for.
+    pub async fn capabilities(&self) -> Result<proto::GetCapabilitiesResponse, ClientError> {
+        let mut client = StatusServiceClient::new(self.channel.clone());
+        let answer = client.get_capabilities(proto::GetCapabilitiesRequest {}).await;
+        Ok(answer.map_err(|status| self.error(&status))?.into_inner())
     }
 
     /// Pushes a transaction. It returns when the transaction is as far as `wait` says, or, being durable, when
@@ -122,20 +234,21 @@ impl Client {
     ) -> Result<Receipt, ClientError> {
         let request = proto::ApplyRequest {
             transaction: Some(encode_transaction(transaction)),
-            wait: match wait {
-                Level::Durable => proto::Level::Durable,
-                Level::Applied => proto::Level::Applied,
-            }
-            .into(),
+            wait: encode_level(wait).into(),
             wait_timeout: timeout.min(WAIT_TIMEOUT_MAX).try_into().ok(),
+            take_over: transaction.take_over,
         };
         let bytes = request.encoded_len();
         if bytes > MESSAGE_BYTES_MAX {
             return Err(ClientError::TooLarge { bytes });
         }
-        let mut client = PushServiceClient::new(self.channel.clone());
-        let answer = client.apply(request).await.map_err(|status| self.error(&status))?.into_inner();
+        let answer = self.push_client().apply(request).await.map_err(|status| self.error(&status))?.into_inner();
         decode_receipt(answer)
+    }
+
+    /// Opens a push stream, which begins with this hello.
+    pub async fn push(&self, hello: &Hello) -> Result<PushStream, ClientError> {
+        PushStream::open(self, hello).await
     }
 
     /// One resource, or `None` if it does not exist.
@@ -257,24 +370,38 @@ impl Client {
         Ok(chunks.map(move |message| message.map(|message| message.chunk).map_err(|status| client.error(&status))))
     }
 
+    pub(crate) fn push_client(&self) -> PushServiceClient<Channel> {
+        PushServiceClient::new(self.channel.clone())
+    }
+
     fn journal_client(&self) -> JournalServiceClient<Channel> {
         JournalServiceClient::new(self.channel.clone()).max_decoding_message_size(RECORD_MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn replay_client(&self) -> ReplayServiceClient<Channel> {
+        ReplayServiceClient::new(self.channel.clone()).max_decoding_message_size(RECORD_MESSAGE_BYTES_MAX)
     }
 
     fn resources_client(&self) -> ResourceServiceClient<Channel> {
         ResourceServiceClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
-    fn error(&self, status: &tonic::Status) -> ClientError {
+    pub(crate) fn error(&self, status: &tonic::Status) -> ClientError {
         if let Some(rejection) = Rejection::from_status(status) {
             return rejection.into();
         }
         if let Some(error) = JournalError::from_status(status) {
             return error.into();
         }
-        let broken = status.source().is_some() && matches!(status.code(), Code::Unavailable | Code::Unknown);
+        let broken = match status.code() {
+            Code::Unavailable | Code::Unknown => status.source().is_some(),
+            // A connection that was just being closed, unless it is the end of our own patience.
+            Code::Cancelled => status.source().is_some_and(|error| !innermost(error).is::<TimeoutExpired>()),
+            _ => false,
+        };
         match status.code() {
-            _ if broken => unreachable_error(&self.socket, status),
+            _ if broken => unreachable_error(&self.server, status),
+            Code::PermissionDenied => ClientError::Denied { message: status.message().to_owned() },
             Code::DeadlineExceeded | Code::Cancelled => ClientError::TimedOut,
             code => ClientError::Failed { code, message: status.message().to_owned() },
         }
@@ -291,27 +418,33 @@ fn decode_receipt(answer: proto::ApplyResponse) -> Result<Receipt, ClientError> 
         level: match proto::Level::try_from(level) {
             Ok(proto::Level::Unspecified | proto::Level::Durable) => Level::Durable,
             Ok(proto::Level::Applied) => Level::Applied,
-            Err(_) => return Err(unreadable("level is unknown")),
+            Ok(proto::Level::Received) | Err(_) => return Err(unreadable("level is unknown")),
         },
         blocked_reason,
+        removed: 0,
     })
 }
 
-fn decode_answer(answer: proto::StoredResource) -> Result<Stored, ClientError> {
-    let proto::StoredResource { resource, changed_lsn } = answer;
+pub(crate) fn decode_answer(answer: proto::StoredResource) -> Result<Stored, ClientError> {
+    let proto::StoredResource { resource, changed_lsn, owner } = answer;
     let mut found = Violations::default();
     match decode_resource(&FieldPath::root("resource"), resource.unwrap_or_default(), &mut found) {
-        Some(resource) => Ok(Stored { resource, changed_lsn: Lsn(changed_lsn) }),
+        Some(resource) => Ok(Stored { resource, changed_lsn: Lsn(changed_lsn), owner }),
         None => Err(ClientError::UnreadableAnswer { what: found.to_string() }),
     }
 }
 
-/// The innermost I/O error is what a person can act on; tonic wraps it several times.
-fn unreachable_error(socket: &Path, error: &(dyn std::error::Error + 'static)) -> ClientError {
+/// The innermost error is what a person can act on; tonic wraps it several times.
+fn innermost<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
     let mut innermost = error;
     while let Some(source) = innermost.source() {
         innermost = source;
     }
+    innermost
+}
+
+fn unreachable_error(server: &Server, error: &(dyn std::error::Error + 'static)) -> ClientError {
+    let innermost = innermost(error);
     let source = match innermost.downcast_ref::<io::Error>() {
         Some(error) => match error.raw_os_error() {
             Some(code) => io::Error::from_raw_os_error(code),
@@ -319,5 +452,5 @@ fn unreachable_error(socket: &Path, error: &(dyn std::error::Error + 'static)) -
         },
         None => io::Error::other(innermost.to_string()),
     };
-    ClientError::Unreachable { socket: socket.to_owned(), source }
+    ClientError::Unreachable { server: server.clone(), source }
 }

@@ -4,12 +4,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use storage_schema::codec::{DecodeError, decode_record, hash_record};
 use storage_schema::id::{Lsn, RecordHash};
-use storage_schema::record::Record;
+use storage_schema::record::{Cause, Drained, Event, Record};
 use storage_schema::resource::Kind;
 use tonic::Code;
 use tonic::codegen::Bytes;
 
-use crate::convert::{Path, decode_kind, encode_kind, encode_transaction};
+use crate::convert::{Path, decode_kind, encode_drain_mode, encode_kind, encode_transaction};
 use crate::proto;
 use crate::rejection::{Rejection, Violation, Violations};
 
@@ -109,17 +109,9 @@ impl JournalError {
 }
 
 pub(crate) fn encode_query(query: &RecordsQuery) -> proto::ReadRecordsRequest {
-    let position = |position| {
-        use proto::position::Position as Encoded;
-        let encoded = match position {
-            Position::Lsn(lsn) => Encoded::Lsn(lsn.0),
-            Position::Time(wall_ns) => Encoded::Time(encode_time(wall_ns)),
-        };
-        proto::Position { position: Some(encoded) }
-    };
     proto::ReadRecordsRequest {
-        from: query.from.map(position),
-        to: query.to.map(position),
+        from: query.from.map(encode_position),
+        to: query.to.map(encode_position),
         source: query.source.clone().unwrap_or_default(),
         kind: query.kind.map_or(proto::Kind::Unspecified, encode_kind).into(),
         name: query.name.clone().unwrap_or_default(),
@@ -127,6 +119,15 @@ pub(crate) fn encode_query(query: &RecordsQuery) -> proto::ReadRecordsRequest {
         follow: query.follow,
         encoded: true,
     }
+}
+
+pub(crate) fn encode_position(position: Position) -> proto::Position {
+    use proto::position::Position as Encoded;
+    let encoded = match position {
+        Position::Lsn(lsn) => Encoded::Lsn(lsn.0),
+        Position::Time(wall_ns) => Encoded::Time(encode_time(wall_ns)),
+    };
+    proto::Position { position: Some(encoded) }
 }
 
 /// The query, and whether records are wanted as they are stored.
@@ -154,7 +155,11 @@ pub(crate) fn decode_query(request: proto::ReadRecordsRequest) -> Result<(Record
     Ok((RecordsQuery { from, to, source: given(source), kind, name: given(name), last, follow }, encoded))
 }
 
-fn decode_position(field: &'static str, message: Option<proto::Position>, found: &mut Violations) -> Option<Position> {
+pub(crate) fn decode_position(
+    field: &'static str,
+    message: Option<proto::Position>,
+    found: &mut Violations,
+) -> Option<Position> {
     use proto::position::Position as Encoded;
     let mut refuse = |path: String, description: &str| {
         found.push(Violation { path, resource: None, description: description.to_owned() });
@@ -200,7 +205,29 @@ pub(crate) fn encode_record(record: &EncodedRecord) -> Result<proto::JournalReco
         transaction: Some(encode_transaction(&transaction)),
         received_at: received_wall_ns.map(encode_time),
         client: client.unwrap_or_default(),
+        cause: encode_cause(transaction.cause).into(),
+        take_over: transaction.take_over,
+        event: transaction.event.map(encode_event),
     })
+}
+
+fn encode_cause(cause: Cause) -> proto::Cause {
+    match cause {
+        Cause::Push => proto::Cause::Push,
+        Cause::Sync => proto::Cause::Sync,
+        Cause::Expiry => proto::Cause::Expiry,
+        Cause::Agent => proto::Cause::Agent,
+    }
+}
+
+fn encode_event(event: Event) -> proto::Event {
+    let event = match event {
+        Event::Drained(Drained { service, workload, mode, closed, reselected }) => {
+            let mode = encode_drain_mode(mode).into();
+            proto::event::Event::Drained(proto::Drained { service, workload, mode, closed, reselected })
+        }
+    };
+    proto::Event { event: Some(event) }
 }
 
 /// Gathers records into messages of a size that is worth sending.

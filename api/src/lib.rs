@@ -3,8 +3,10 @@
 //! * `proto/holdfast/v1`: the contract, commented for people who have nothing but it and grpcurl. [`proto`] is the code
 //!   generated from it.
 //! * [`convert`]: between messages and `storage-schema`, with the path of every field that is wrong.
-//! * [`server`]: tonic over a unix socket ([`socket`]), in front of anything that is a [`server::Backend`].
-//! * [`journal`]: reading the journal through it.
+//! * [`server`]: tonic over a unix socket ([`socket`]) and TCP with TLS, in front of anything that is a [`server::Backend`].
+//! * [`access`]: who may call what; [`layers`]: what each call goes through, and what it may cost.
+//! * [`push`]: the push protocol, both ends of it.
+//! * [`journal`]: reading the journal through it. [`replay`]: asking what was, and why.
 //! * [`client`]: the other end, which speaks `storage-schema` types.
 //!
 //! Architecture invariant: `api` depends on neither journal nor maps. Whether a transaction fits the state is decided behind
@@ -12,11 +14,16 @@
 
 #![forbid(unsafe_code)]
 
+pub mod access;
 pub mod client;
 pub mod convert;
 pub mod journal;
+pub mod layers;
+pub mod push;
 pub mod rejection;
+pub mod replay;
 pub mod server;
+mod services;
 pub mod socket;
 pub mod status;
 
@@ -53,6 +60,8 @@ pub const WAIT_TIMEOUT_MAX: Duration = Duration::from_mins(1);
 /// How far a transaction has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
+    /// On its way to the disk: no promise.
+    Received,
     /// In the journal, after an fsync.
     #[default]
     Durable,
@@ -73,6 +82,8 @@ pub struct Receipt {
     pub level: Level,
     /// If that is not as far as was asked: what holds it up. Empty if unknown.
     pub blocked_reason: String,
+    /// Of a sync: how many resources it removed.
+    pub removed: u64,
 }
 
 /// A resource as the journal has it.
@@ -82,4 +93,6 @@ pub struct Stored {
     pub resource: Resource,
     /// The record that changed it last.
     pub changed_lsn: Lsn,
+    /// The source it belongs to: the one that pushed that record. Empty if nobody knows any more.
+    pub owner: String,
 }

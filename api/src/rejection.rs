@@ -3,6 +3,7 @@
 //! | rejection | code | details |
 //! |---|---|---|
 //! | refused, `Invalid` | `INVALID_ARGUMENT` | `ErrorInfo`, `BadRequest`, `ResourceInfo` |
+//! | owned by others | `FAILED_PRECONDITION` | the same; `ResourceInfo` names the owner |
 //! | refused, `Conflict` or `Stale` | `FAILED_PRECONDITION` | the same |
 //! | refused, `Capacity` | `RESOURCE_EXHAUSTED` | the same |
 //! | busy | `RESOURCE_EXHAUSTED` | `ErrorInfo`, `RetryInfo` |
@@ -20,14 +21,14 @@ use std::time::Duration;
 use storage_schema::record::Delta;
 use storage_schema::resource::{Kind, ResourceKey};
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
+use tonic_types::{ErrorDetails, ErrorInfo, FieldViolation, StatusExt as _};
 
 /// The most violations that are reported at once.
 pub const VIOLATIONS_MAX: usize = 8;
 /// The most bytes of one description.
 pub const DESCRIPTION_BYTES_MAX: usize = 256;
 
-const DOMAIN: &str = "holdfast";
+pub(crate) const DOMAIN: &str = "holdfast";
 const MORE: &str = "more";
 
 /// Why a transaction was not accepted. Unless said otherwise nothing was journaled and nothing changed.
@@ -39,6 +40,14 @@ pub enum Rejection {
         /// What kind of wrong.
         reason: Reason,
         /// What exactly.
+        violations: Violations,
+    },
+    /// Resources belong to another source, and nothing was said about taking them over.
+    #[error("{violations}")]
+    Owned {
+        /// Whose they are.
+        owner: String,
+        /// Which they are.
         violations: Violations,
     },
     /// Too much is waiting to be written.
@@ -95,6 +104,7 @@ impl Reason {
     }
 }
 
+const OWNED: &str = "OWNED";
 const BUSY: &str = "BUSY";
 const UNAVAILABLE: &str = "UNAVAILABLE";
 const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
@@ -200,6 +210,18 @@ impl Violations {
     }
 }
 
+impl Violations {
+    /// What somebody else has counted.
+    pub(crate) fn new(kept: Vec<Violation>, more: usize) -> Self {
+        Self { kept, more }
+    }
+
+    /// Whether nothing is wrong.
+    pub const fn is_empty(&self) -> bool {
+        self.kept.is_empty()
+    }
+}
+
 impl From<Violation> for Violations {
     fn from(violation: Violation) -> Self {
         Self { kept: vec![violation], more: 0 }
@@ -232,30 +254,82 @@ impl Rejection {
         Self::Refused { reason: Reason::Invalid, violations: violations.into() }
     }
 
+    /// The code of the status that says this.
+    pub const fn code(&self) -> Code {
+        match self {
+            Self::Refused { reason, .. } => reason.code(),
+            Self::Owned { .. } => Code::FailedPrecondition,
+            Self::Busy { .. } => Code::ResourceExhausted,
+            Self::Unavailable { .. } => Code::Unavailable,
+            Self::OutcomeUnknown { .. } => Code::Unknown,
+        }
+    }
+
+    /// The reason in `ErrorInfo`, for programs.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Refused { reason, .. } => reason.as_str(),
+            Self::Owned { .. } => OWNED,
+            Self::Busy { .. } => BUSY,
+            Self::Unavailable { .. } => UNAVAILABLE,
+            Self::OutcomeUnknown { .. } => OUTCOME_UNKNOWN,
+        }
+    }
+
+    /// What exactly is wrong with the transaction, if something is.
+    pub const fn violations(&self) -> Option<&Violations> {
+        match self {
+            Self::Refused { violations, .. } | Self::Owned { violations, .. } => Some(violations),
+            Self::Busy { .. } | Self::Unavailable { .. } | Self::OutcomeUnknown { .. } => None,
+        }
+    }
+
+    /// Whether the same transaction would be refused again in the same state.
+    pub const fn is_final(&self) -> bool {
+        matches!(self, Self::Refused { .. } | Self::Owned { .. })
+    }
+
+    /// A refusal of which a server has named the reason. One that is not known here is judged by its code.
+    pub(crate) fn refused_for(
+        reason: &str,
+        code: Code,
+        message: String,
+        owner: String,
+        violations: Violations,
+    ) -> Self {
+        if reason == OWNED {
+            return Self::Owned { owner, violations };
+        }
+        let known = Reason::ALL.into_iter().find(|known| known.as_str() == reason);
+        let reason = known.unwrap_or(match code {
+            Code::InvalidArgument => Reason::Invalid,
+            Code::ResourceExhausted => Reason::Capacity,
+            _ => Reason::Conflict,
+        });
+        if violations.is_empty() {
+            let whole = Violation { path: "transaction".to_owned(), resource: None, description: message };
+            return Self::Refused { reason, violations: whole.into() };
+        }
+        Self::Refused { reason, violations }
+    }
+
     /// The status that says this to a client.
     pub fn to_status(&self) -> Status {
         let mut details = ErrorDetails::new();
-        let (code, reason) = match self {
-            Self::Refused { reason, violations } => {
-                describe(&mut details, violations);
-                (reason.code(), reason.as_str())
-            }
+        match self {
+            Self::Refused { violations, .. } => describe(&mut details, violations, ""),
+            Self::Owned { violations, owner } => describe(&mut details, violations, owner),
             Self::Busy { retry_after } => {
                 details.set_retry_info(Some(*retry_after));
-                (Code::ResourceExhausted, BUSY)
             }
-            Self::Unavailable { .. } => (Code::Unavailable, UNAVAILABLE),
-            Self::OutcomeUnknown { .. } => (Code::Unknown, OUTCOME_UNKNOWN),
-        };
-        let metadata = match self {
-            Self::Refused { violations, .. } if violations.more > 0 => {
-                HashMap::from([(MORE.to_owned(), violations.more.to_string())])
-            }
-            _ => HashMap::new(),
-        };
+            Self::Unavailable { .. } | Self::OutcomeUnknown { .. } => {}
+        }
+        let (code, reason) = (self.code(), self.reason());
+        let more = self.violations().map(|violations| violations.more).filter(|more| *more > 0);
+        let metadata: HashMap<_, _> = more.map(|more| (MORE.to_owned(), more.to_string())).into_iter().collect();
         details.set_error_info(reason, DOMAIN, metadata);
         let message = match self {
-            Self::Refused { violations, .. } => summary(violations),
+            Self::Refused { violations, .. } | Self::Owned { violations, .. } => summary(violations),
             Self::Unavailable { cause } | Self::OutcomeUnknown { cause } => cut(cause),
             Self::Busy { .. } => self.to_string(),
         };
@@ -274,21 +348,29 @@ impl Rejection {
             }
             UNAVAILABLE => Some(Self::Unavailable { cause: cause() }),
             OUTCOME_UNKNOWN => Some(Self::OutcomeUnknown { cause: cause() }),
+            OWNED => {
+                let owner = details.resource_info().map(|info| info.owner.clone()).unwrap_or_default();
+                Some(Self::Owned { owner, violations: read_all_violations(&details, info) })
+            }
             reason => {
                 let reason = Reason::ALL.into_iter().find(|known| known.as_str() == reason)?;
-                let more = info.metadata.get(MORE).and_then(|more| more.parse().ok()).unwrap_or(0);
-                Some(Self::Refused { reason, violations: Violations { kept: read_violations(&details), more } })
+                Some(Self::Refused { reason, violations: read_all_violations(&details, info) })
             }
         }
     }
 }
 
-fn describe(details: &mut ErrorDetails, violations: &Violations) {
+fn read_all_violations(details: &ErrorDetails, info: &ErrorInfo) -> Violations {
+    let more = info.metadata.get(MORE).and_then(|more| more.parse().ok()).unwrap_or(0);
+    Violations { kept: read_violations(details), more }
+}
+
+fn describe(details: &mut ErrorDetails, violations: &Violations, owner: &str) {
     let fields: Vec<FieldViolation> =
         violations.iter().map(|violation| FieldViolation::new(&violation.path, cut(&violation.description))).collect();
     details.set_bad_request(fields);
     if let Some(key) = violations.kept.first().and_then(|violation| violation.resource.as_ref()) {
-        details.set_resource_info(key.kind.as_str(), cut(&key.name), "", "");
+        details.set_resource_info(key.kind.as_str(), cut(&key.name), cut(owner), "");
     }
 }
 

@@ -1,8 +1,7 @@
 //! The server: turns messages into calls of a [`Backend`] and bounds what a client can cost.
 //!
-//! Bounds, from the outside in: requests in flight over all connections and on each one, bytes of a message, time of a
-//! request, deltas of a transaction, bytes of a page. A push that was accepted is answered with a receipt whatever
-//! happens to the wait for it.
+//! Bounds, from the outside in: connections, calls, their rate, their bytes and their time ([`crate::layers`]); deltas of a
+//! transaction, bytes of a page. A push that was accepted is answered with a receipt whatever happens to the wait for it.
 
 use std::future::Future;
 use std::io;
@@ -11,26 +10,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use storage_schema::id::Lsn;
-use storage_schema::record::Transaction;
 use storage_schema::resource::{Kind, ResourceKey};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status as RpcStatus};
 use tonic_types::{ErrorDetails, StatusExt as _};
-use tower::limit::GlobalConcurrencyLimitLayer;
 
-use crate::convert::{Path, decode_key, decode_kind, decode_transaction, encode_resource};
+use crate::access::{self, Gate, Listeners, Peer, Rule};
+use crate::convert::{Path, decode_key, decode_kind, encode_resource};
 use crate::journal::{EncodedRecord, JournalError, RecordsQuery, decode_query, encode_batch};
+pub use crate::layers::Limits;
+use crate::layers::{Clients, Guard, Observer, Unobserved};
 use crate::proto::datapath_service_server::{DatapathService, DatapathServiceServer};
 use crate::proto::journal_service_server::{JournalService, JournalServiceServer};
-use crate::proto::push_service_server::{PushService, PushServiceServer};
+use crate::proto::push_service_server::PushServiceServer;
+use crate::proto::replay_service_server::ReplayServiceServer;
 use crate::proto::resource_service_server::{ResourceService, ResourceServiceServer};
 use crate::proto::status_service_server::{StatusService, StatusServiceServer};
+use crate::push::{JournalFacts, Push, Recollection, Seats, SourceState, Submitted};
 use crate::rejection::{Rejection, Violation, Violations};
-use crate::socket::{self, Socket};
+use crate::replay::{Question, StateQuery};
+use crate::services::{capabilities, health, reflection};
 use crate::status::{Status, encode_status};
-use crate::{Level, MESSAGE_BYTES_MAX, Receipt, Stored, WAIT_TIMEOUT_DEFAULT, WAIT_TIMEOUT_MAX, proto};
+use crate::{MESSAGE_BYTES_MAX, Stored, proto};
 
 /// What a backend tells bit by bit. It ends when the receiver is dropped.
 pub type Flow<T> = mpsc::Receiver<Result<T, JournalError>>;
@@ -39,13 +43,18 @@ pub type Flow<T> = mpsc::Receiver<Result<T, JournalError>>;
 ///
 /// The futures are dropped when a client goes away. A push must therefore be all done or not begun at any await point.
 pub trait Backend: Send + Sync + 'static {
-    /// Takes a transaction; returns once it is durable. `client` is who pushed it, as the transport knows it
-    /// ([`crate::socket::client`]).
-    fn push(
-        &self,
-        transaction: Transaction,
-        client: Option<String>,
-    ) -> impl Future<Output = Result<Receipt, Rejection>> + Send;
+    /// Gives a transaction its place in the journal, behind everything that was submitted before. Waits only while the journal
+    /// has no room.
+    fn submit(&self, push: Push) -> impl Future<Output = Result<Submitted, Rejection>> + Send;
+
+    /// What the journal has of a source, with everything that was submitted.
+    fn source(&self, name: &str) -> Option<SourceState>;
+
+    /// What became of a version of a source. What is on its way to the disk is waited for.
+    fn recollect(&self, source: &str, version: u64) -> impl Future<Output = Result<Recollection, Unreadable>> + Send;
+
+    /// The journal that is pushed to.
+    fn facts(&self) -> JournalFacts;
 
     /// Returns once connections see the record with this number.
     fn applied(&self, lsn: Lsn) -> impl Future<Output = ()> + Send;
@@ -87,11 +96,20 @@ pub trait Backend: Send + Sync + 'static {
     /// The journal as a file, chunk by chunk.
     fn snapshot(&self) -> impl Future<Output = Result<Flow<Vec<u8>>, JournalError>> + Send;
 
+    /// Resources as they were at a moment, some at a time: at least one message, which names the moment's record.
+    fn state(&self, query: StateQuery) -> impl Future<Output = Result<Flow<Read<Vec<Stored>>>, JournalError>> + Send;
+
+    /// The answer to a question about the past: a JSON document, chunk by chunk.
+    fn explain(&self, question: Question) -> impl Future<Output = Result<Flow<Vec<u8>>, JournalError>> + Send;
+
     /// Compares the tables with the journal's state.
     fn verify_tables(&self) -> impl Future<Output = Result<proto::VerifyTablesResponse, DatapathError>> + Send;
 
     /// Builds a new generation and switches to it; its name.
     fn renew_generation(&self) -> impl Future<Output = Result<String, DatapathError>> + Send;
+
+    /// Whether transactions are taken now. Asked often.
+    fn takes_transactions(&self) -> bool;
 
     /// The agent's condition.
     fn status(&self) -> impl Future<Output = Status> + Send;
@@ -122,62 +140,86 @@ pub struct DatapathError {
     pub cause: String,
 }
 
-/// What a client can cost.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Requests in flight over all connections; more wait.
-    pub requests_max: usize,
-    /// Requests in flight on one connection; more wait.
-    pub requests_per_connection_max: usize,
-    /// Streams that are open at a time; one more is refused.
-    pub streams_max: usize,
-    /// How long a request may take altogether, of one that streams its answer until the first of it. Longer than [`WAIT_TIMEOUT_MAX`], so that receipts are not lost.
-    pub request_timeout: Duration,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            requests_max: 1024,
-            requests_per_connection_max: 128,
-            streams_max: 64,
-            request_timeout: WAIT_TIMEOUT_MAX + Duration::from_secs(10),
-        }
-    }
-}
+/// A sync is gathered in memory, up to the limits of one.
+const SYNCS_MAX: usize = 2;
 
 /// Resources on a page when the client does not say, and at most.
 const PAGE_RESOURCES_MAX: usize = 1000;
 /// A page ends after the resource that makes it this large, far below what a client accepts.
 const PAGE_BYTES: usize = 1 << 20;
 
+/// How the server treats its clients.
+#[derive(Clone)]
+pub struct Terms {
+    /// What they can cost.
+    pub limits: Limits,
+    /// Who may do what, beside root and the agent's own user at the unix socket.
+    pub rules: Vec<Rule>,
+    /// Who is told what goes on.
+    pub observer: Arc<dyn Observer>,
+}
+
+impl From<Limits> for Terms {
+    fn from(limits: Limits) -> Self {
+        Self { limits, rules: Vec::new(), observer: Arc::new(Unobserved) }
+    }
+}
+
+/// HTTP/2: how much of what a client sends is kept before it is read, on a connection and on one stream of it.
+const WINDOW_BYTES: u32 = 1 << 20;
+const HEADER_BYTES_MAX: u32 = 16 << 10;
+/// HTTP/2: calls at a time on one connection; more wait at the client.
+const CALLS_PER_CONNECTION_MAX: u32 = 1024;
+/// HTTP/2: how often a silent client is asked whether it is there, and how long it may take to say so.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Serves until `stop` completes; then takes no more requests, finishes those in flight and removes the socket.
 pub async fn serve<B: Backend>(
     backend: Arc<B>,
-    socket: Socket,
-    limits: Limits,
+    listeners: impl Into<Listeners>,
+    terms: impl Into<Terms>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let (listener, _file) = socket.into_parts();
-    let listener = tokio::net::UnixListener::from_std(listener).map_err(ServeError::Listen)?;
-    let handler = Handler { backend, streams: Arc::new(Semaphore::new(limits.streams_max)) };
+    let Terms { limits, rules, observer } = terms.into();
+    let clients = Clients::new(limits);
+    let gate = Gate::new(rules, Arc::clone(&clients), Arc::clone(&observer));
+    let (incoming, _file) = access::incoming(listeners.into(), gate).map_err(ServeError::Listen)?;
+    let (reporter, health) = tonic_health::server::health_reporter();
+    health::begin(&reporter, &*backend).await;
+    let mut watching = JoinSet::new();
+    watching.spawn(health::keep_up_to_date(reporter, Arc::clone(&backend)));
+    let (stop_streams, stopping) = watch::channel(false);
+    let syncs = Arc::new(Semaphore::new(SYNCS_MAX));
+    let handler = Handler { backend, limits, seats: Arc::default(), syncs, stopping };
+    let stop = async move {
+        stop.await;
+        stop_streams.send_replace(true);
+    };
     let push = PushServiceServer::new(handler.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let resource = ResourceServiceServer::new(handler.clone()).max_encoding_message_size(MESSAGE_BYTES_MAX);
     let journal = JournalServiceServer::new(handler.clone());
     let datapath = DatapathServiceServer::new(handler.clone());
+    let replay = ReplayServiceServer::new(handler.clone());
     let status = StatusServiceServer::new(handler);
     tonic::transport::Server::builder()
-        .timeout(limits.request_timeout)
-        .concurrency_limit_per_connection(limits.requests_per_connection_max)
-        .max_concurrent_streams(u32::try_from(limits.requests_per_connection_max).unwrap_or(u32::MAX))
-        .trace_fn(|request| tracing::debug_span!("request", method = request.uri().path()))
-        .layer(GlobalConcurrencyLimitLayer::new(limits.requests_max))
+        .initial_connection_window_size(WINDOW_BYTES)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .http2_keepalive_interval(Some(PING_INTERVAL))
+        .http2_keepalive_timeout(Some(PING_TIMEOUT))
+        .layer(Guard::new(clients, observer))
         .add_service(push)
         .add_service(resource)
         .add_service(status)
         .add_service(journal)
         .add_service(datapath)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop)
+        .add_service(replay)
+        .add_service(health)
+        .add_service(reflection::builder().build_v1().map_err(ServeError::Reflection)?)
+        .add_service(reflection::builder().build_v1alpha().map_err(ServeError::Reflection)?)
+        .serve_with_incoming_shutdown(incoming, stop)
         .await
         .map_err(ServeError::Serve)
 }
@@ -188,74 +230,47 @@ pub enum ServeError {
     /// The socket cannot be used.
     #[error("cannot listen: {0}")]
     Listen(#[source] io::Error),
+    /// The compiled proto files, which reflection tells about, are not readable.
+    #[error("cannot reflect: {0}")]
+    Reflection(#[source] tonic_reflection::server::Error),
     /// The transport failed.
     #[error("cannot serve: {0}")]
     Serve(#[source] tonic::transport::Error),
 }
 
-struct Handler<B> {
-    backend: Arc<B>,
-    streams: Arc<Semaphore>,
+pub(crate) struct Handler<B> {
+    pub(crate) backend: Arc<B>,
+    limits: Limits,
+    pub(crate) seats: Arc<Seats>,
+    /// Syncs that are gathered at a time; more wait.
+    pub(crate) syncs: Arc<Semaphore>,
+    /// Turns true when streams are to end.
+    pub(crate) stopping: watch::Receiver<bool>,
 }
 
 impl<B> Clone for Handler<B> {
     fn clone(&self) -> Self {
-        Self { backend: Arc::clone(&self.backend), streams: Arc::clone(&self.streams) }
-    }
-}
-
-impl<B> Handler<B> {
-    fn stream(&self) -> Result<OwnedSemaphorePermit, JournalError> {
-        let permit = Arc::clone(&self.streams).try_acquire_owned();
-        permit.map_err(|_| JournalError::Busy("too many streams are open: try again later".to_owned()))
+        Self {
+            backend: Arc::clone(&self.backend),
+            limits: self.limits,
+            seats: Arc::clone(&self.seats),
+            syncs: Arc::clone(&self.syncs),
+            stopping: self.stopping.clone(),
+        }
     }
 }
 
 /// Passes on what a backend tells, for as long as the client listens.
-fn passed_on<T, M>(
-    permit: OwnedSemaphorePermit,
-    flow: Flow<T>,
-    encode: impl Fn(T) -> Result<M, RpcStatus> + Send + 'static,
-) -> Messages<M>
+pub(crate) fn passed_on<T, M>(flow: Flow<T>, encode: impl Fn(T) -> Result<M, RpcStatus> + Send + 'static) -> Messages<M>
 where
     T: Send + 'static,
     M: Send + 'static,
 {
     let flow = ReceiverStream::new(flow);
-    Box::pin(flow.map(move |step| {
-        let _held = &permit;
-        encode(step.map_err(|error| error.to_status())?)
-    }))
+    Box::pin(flow.map(move |step| encode(step.map_err(|error| error.to_status())?)))
 }
 
-type Messages<M> = Pin<Box<dyn Stream<Item = Result<M, RpcStatus>> + Send>>;
-
-#[tonic::async_trait]
-impl<B: Backend> PushService for Handler<B> {
-    async fn apply(&self, request: Request<proto::ApplyRequest>) -> Result<Response<proto::ApplyResponse>, RpcStatus> {
-        let client = socket::client(request.extensions());
-        let proto::ApplyRequest { transaction, wait, wait_timeout } = request.into_inner();
-        let (wait, timeout) = decode_wait(wait, wait_timeout).map_err(|rejection| rejection.to_status())?;
-        let transaction = decode_transaction(transaction).map_err(|rejection| rejection.to_status())?;
-        let mut receipt = self.backend.push(transaction, client).await.map_err(|rejection| {
-            tracing::info!(%rejection, "transaction refused");
-            rejection.to_status()
-        })?;
-        if wait > receipt.level {
-            match tokio::time::timeout(timeout, self.backend.applied(receipt.lsn)).await {
-                Ok(()) => receipt.level = Level::Applied,
-                Err(_) => receipt.blocked_reason = self.backend.status().await.blocked_reason.unwrap_or_default(),
-            }
-        }
-        Ok(Response::new(proto::ApplyResponse {
-            lsn: receipt.lsn.0,
-            level: encode_level(receipt.level).into(),
-            duplicate: receipt.duplicate,
-            record_hash: receipt.record_hash.0.to_vec(),
-            blocked_reason: receipt.blocked_reason,
-        }))
-    }
-}
+pub(crate) type Messages<M> = Pin<Box<dyn Stream<Item = Result<M, RpcStatus>> + Send>>;
 
 #[tonic::async_trait]
 impl<B: Backend> ResourceService for Handler<B> {
@@ -301,6 +316,15 @@ impl<B: Backend> StatusService for Handler<B> {
     ) -> Result<Response<proto::GetStatusResponse>, RpcStatus> {
         Ok(Response::new(encode_status(self.backend.status().await)))
     }
+
+    async fn get_capabilities(
+        &self,
+        request: Request<proto::GetCapabilitiesRequest>,
+    ) -> Result<Response<proto::GetCapabilitiesResponse>, RpcStatus> {
+        let peer = Peer::of(request.extensions()).ok_or_else(|| RpcStatus::permission_denied("nobody calls"))?;
+        let version = self.backend.status().await.version;
+        Ok(Response::new(capabilities::answer(&self.limits, peer.caller(), version)))
+    }
 }
 
 #[tonic::async_trait]
@@ -314,9 +338,8 @@ impl<B: Backend> JournalService for Handler<B> {
         request: Request<proto::ReadRecordsRequest>,
     ) -> Result<Response<Self::ReadRecordsStream>, RpcStatus> {
         let (query, encoded) = decode_query(request.into_inner()).map_err(|rejection| rejection.to_status())?;
-        let permit = self.stream().map_err(|error| error.to_status())?;
         let flow = self.backend.records(query).await.map_err(|error| error.to_status())?;
-        Ok(Response::new(passed_on(permit, flow, move |records| encode_batch(records, encoded))))
+        Ok(Response::new(passed_on(flow, move |records| encode_batch(records, encoded))))
     }
 
     async fn get_journal_stats(
@@ -330,10 +353,9 @@ impl<B: Backend> JournalService for Handler<B> {
         &self,
         _request: Request<proto::VerifyJournalRequest>,
     ) -> Result<Response<Self::VerifyJournalStream>, RpcStatus> {
-        let permit = self.stream().map_err(|error| error.to_status())?;
         let flow = self.backend.verify_journal().await.map_err(|error| error.to_status())?;
         let message = |step| Ok(proto::VerifyJournalResponse { step: Some(step) });
-        Ok(Response::new(passed_on(permit, flow, message)))
+        Ok(Response::new(passed_on(flow, message)))
     }
 
     async fn create_checkpoint(
@@ -355,9 +377,8 @@ impl<B: Backend> JournalService for Handler<B> {
         &self,
         _request: Request<proto::SaveSnapshotRequest>,
     ) -> Result<Response<Self::SaveSnapshotStream>, RpcStatus> {
-        let permit = self.stream().map_err(|error| error.to_status())?;
         let flow = self.backend.snapshot().await.map_err(|error| error.to_status())?;
-        Ok(Response::new(passed_on(permit, flow, |chunk| Ok(proto::SaveSnapshotResponse { chunk }))))
+        Ok(Response::new(passed_on(flow, |chunk| Ok(proto::SaveSnapshotResponse { chunk }))))
     }
 }
 
@@ -379,37 +400,10 @@ impl<B: Backend> DatapathService for Handler<B> {
     }
 }
 
-fn encode_level(level: Level) -> proto::Level {
-    match level {
-        Level::Durable => proto::Level::Durable,
-        Level::Applied => proto::Level::Applied,
-    }
-}
-
-fn decode_wait(level: i32, timeout: Option<prost_types::Duration>) -> Result<(Level, Duration), Rejection> {
-    let mut found = Violations::default();
-    let level = match proto::Level::try_from(level) {
-        Ok(proto::Level::Unspecified | proto::Level::Durable) => Level::Durable,
-        Ok(proto::Level::Applied) => Level::Applied,
-        Err(_) => {
-            found.push(violation("wait", format!("{level} is not a level that this agent knows")));
-            Level::Durable
-        }
-    };
-    let timeout = match timeout.map(Duration::try_from) {
-        None => WAIT_TIMEOUT_DEFAULT,
-        Some(Ok(timeout)) if timeout <= WAIT_TIMEOUT_MAX => timeout,
-        Some(_) => {
-            found.push(violation("wait_timeout", format!("must be 0 to {} seconds", WAIT_TIMEOUT_MAX.as_secs())));
-            WAIT_TIMEOUT_DEFAULT
-        }
-    };
-    if found.iter().next().is_some() { Err(Rejection::invalid(found)) } else { Ok((level, timeout)) }
-}
-
-fn encode_stored(stored: &Stored) -> proto::StoredResource {
-    let Stored { resource, changed_lsn } = stored;
-    proto::StoredResource { resource: Some(encode_resource(resource)), changed_lsn: changed_lsn.0 }
+pub(crate) fn encode_stored(stored: &Stored) -> proto::StoredResource {
+    let Stored { resource, changed_lsn, owner } = stored;
+    let resource = Some(encode_resource(resource));
+    proto::StoredResource { resource, changed_lsn: changed_lsn.0, owner: owner.clone() }
 }
 
 fn page(resources: &[Stored], limit: usize) -> (Vec<proto::StoredResource>, String) {

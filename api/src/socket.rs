@@ -1,22 +1,28 @@
-//! The agent's unix socket: made so that nobody else can ever open it, and so that two agents never share one.
+//! The agent's unix socket: made so that nobody can open it who is not meant to, and so that two agents never share one.
 //!
-//! The mode is set on the socket before it is bound, so the file never exists with another one, whatever the umask is.
+//! The mode is set on the socket before it is bound, so the file never exists with another one, whatever the umask is; a
+//! group may be let in afterwards.
 //! A lock file beside it (`<socket>.lock`) is held for as long as the agent listens: only its holder may replace a
 //! socket file, and it does so only when nobody answers behind it. A kill leaves both files; the lock is gone with the
 //! process, and the next start cleans up.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, fchmod, flock};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
-use tonic::transport::server::UdsConnectInfo;
+
+use crate::access::Peer;
 
 /// The mode of the socket: only the agent's own user may open it.
 pub const SOCKET_MODE: u32 = 0o600;
+/// The mode of a socket that is given to a group.
+pub const GROUP_SOCKET_MODE: u32 = 0o660;
 
 const BACKLOG: i32 = 1024;
 
@@ -88,6 +94,15 @@ impl Socket {
         Ok(Self { listener, file: SocketFile { path: path.to_owned(), identity, _lock: lock } })
     }
 
+    /// Lets the members of a group open it too. What they may do there is for the server's rules to say.
+    pub fn give_to_group(&self, gid: u32) -> Result<(), BindError> {
+        let path = &self.file.path;
+        std::os::unix::fs::lchown(path, None, Some(gid))
+            .map_err(|source| failed("give to a group that the agent is not in", path, source))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(GROUP_SOCKET_MODE))
+            .map_err(|source| failed("set the mode of", path, source))
+    }
+
     pub(crate) fn into_parts(self) -> (UnixListener, SocketFile) {
         (self.listener, self.file)
     }
@@ -103,12 +118,9 @@ impl Drop for SocketFile {
     }
 }
 
-/// Who sent a request, by what the kernel says of the other end of its connection: `uid=0 gid=0 pid=4711`. The kernel noted it when
-/// the connection was made; the process may be another one by now, or gone. `None` if the request came otherwise.
+/// Who sent a request, as the journal notes it (see [`Peer`]). `None` if it came past the server's own listeners.
 pub fn client(request: &tonic::Extensions) -> Option<String> {
-    let peer = request.get::<UdsConnectInfo>()?.peer_cred?;
-    let pid = peer.pid().map(|pid| format!(" pid={pid}")).unwrap_or_default();
-    Some(format!("uid={} gid={}{pid}", peer.uid(), peer.gid()))
+    Peer::of(request).map(|peer| peer.to_string())
 }
 
 /// Whether an agent listens at `path`.

@@ -36,6 +36,9 @@ pub struct Status {
     pub resources: Vec<(Kind, u64)>,
     /// Why durable transactions are not being applied, if something is in the way.
     pub blocked_reason: Option<String>,
+    /// Whether connections go on with pinned tables while the journal's state is still being loaded: pushes wait for it, and
+    /// `tables` and `resources` are empty.
+    pub loading: bool,
 }
 
 /// Where the tables are kept.
@@ -96,7 +99,7 @@ pub struct Drift {
 pub struct Restart {
     /// From the start of the process to readiness, microseconds.
     pub time_to_ready_us: u64,
-    /// Map entries written to become ready.
+    /// Map entries written to show the journal's state.
     pub entries_rewritten: u64,
 }
 
@@ -169,6 +172,7 @@ pub fn encode_status(status: Status) -> proto::GetStatusResponse {
             .map(|(kind, count)| proto::KindCount { kind: encode_kind(kind).into(), count })
             .collect(),
         blocked_reason: status.blocked_reason.unwrap_or_default(),
+        loading: status.loading,
     }
 }
 
@@ -223,5 +227,6 @@ pub fn decode_status(message: proto::GetStatusResponse) -> Result<Status, Unread
             })
             .collect(),
         blocked_reason: Some(message.blocked_reason).filter(|reason| !reason.is_empty()),
+        loading: message.loading,
     })
 }

@@ -6,7 +6,8 @@ use api::rejection::Rejection;
 use expect_test::{Expect, expect};
 use storage_schema::record::{Delta, Origin, Transaction};
 use storage_schema::resource::{
-    Backing, Kind, Locality, NoEndpoints, Node, PortOverride, Protocol, Resource, ResourceKey, Service, ServicePort,
+    Affinity, Backing, Dns, Drain, DrainMode, Kind, LoadBalancing, Locality, LocalityMode, LocalityPreference,
+    LocalityScope, NoEndpoints, Node, Policy, PortOverride, Protocol, Resource, ResourceKey, Service, ServicePort,
     Waypoint, Workload, WorkloadStatus,
 };
 
@@ -18,9 +19,27 @@ fn everything() -> Transaction {
         name: "bookinfo/reviews".to_owned(),
         hostname: "reviews.bookinfo.svc.cluster.local".to_owned(),
         vips: vec!["10.96.0.20".parse().unwrap(), "fd00:96::20".parse().unwrap()],
-        ports: vec![ServicePort { name: "http".to_owned(), port: 9080, target_port: 9081, protocol: Protocol::Tcp }],
+        external_addresses: vec!["192.0.2.20".parse().unwrap()],
+        ports: vec![ServicePort {
+            name: "http".to_owned(),
+            port: 9080,
+            target_port: 9081,
+            protocol: Protocol::Udp,
+            node_port: 30_080,
+        }],
+        all_ports: true,
+        load_balancing: LoadBalancing {
+            policy: Policy::Maglev,
+            locality: LocalityPreference {
+                mode: LocalityMode::Failover,
+                routing_preference: LocalityScope::ALL.to_vec(),
+            },
+            affinity: Some(Affinity { timeout_seconds: 10_800 }),
+        },
+        no_endpoints: Some(NoEndpoints::Pass),
+        drain: Drain { mode: DrainMode::Graceful, timeout_seconds: 30 },
+        accelerate: true,
         waypoint: waypoint.clone(),
-        ..Service::default()
     };
     let workload = Workload {
         uid: "cluster1//Pod/bookinfo/reviews-v1".to_owned(),
@@ -42,20 +61,22 @@ fn everything() -> Transaction {
     };
     let node = Node {
         name: "node1".to_owned(),
+        addresses: vec!["192.0.2.1".parse().unwrap()],
         network: "net1".to_owned(),
         cluster: "cluster1".to_owned(),
         locality,
         no_endpoints: NoEndpoints::Pass,
+        dns: Some(Dns { proxy: "127.0.0.53".parse().unwrap(), port: 5353 }),
     };
-    Transaction {
-        origin: Origin { source: "istiod".to_owned(), incarnation: 3, version: Some(0) },
-        deltas: vec![
+    Transaction::push(
+        Origin { source: "istiod".to_owned(), incarnation: 3, version: Some(0) },
+        vec![
             Delta::Upsert(Resource::Service(service)),
             Delta::Upsert(Resource::Workload(workload)),
             Delta::Upsert(Resource::Node(node)),
             Delta::Remove(ResourceKey::new(Kind::Workload, "gone")),
         ],
-    }
+    )
 }
 
 #[test]
@@ -176,5 +197,67 @@ fn a_removal_names_its_kind_and_name() {
             transaction.deltas[3].remove.kind: is required
             transaction.deltas[3].remove.name: is required
         "]],
+    );
+}
+
+#[test]
+fn every_value_of_every_choice_survives_the_round_trip() {
+    let mut services = vec![Service::default()];
+    for policy in [Policy::Random, Policy::Weighted, Policy::Maglev] {
+        for mode in [LocalityMode::None, LocalityMode::Strict, LocalityMode::Failover] {
+            let locality = LocalityPreference { mode, routing_preference: vec![LocalityScope::Zone] };
+            let load_balancing = LoadBalancing { policy, locality, affinity: None };
+            services.push(Service { load_balancing, ..Service::default() });
+        }
+    }
+    for mode in [DrainMode::Keep, DrainMode::Graceful, DrainMode::Terminate, DrainMode::Reselect] {
+        services.push(Service { drain: Drain { mode, timeout_seconds: 0 }, ..Service::default() });
+    }
+    for no_endpoints in [None, Some(NoEndpoints::Refuse), Some(NoEndpoints::Pass)] {
+        services.push(Service { no_endpoints, ..Service::default() });
+    }
+    for protocol in Protocol::ALL {
+        let port = ServicePort { port: 53, target_port: 53, protocol, ..ServicePort::default() };
+        services.push(Service { ports: vec![port], ..Service::default() });
+    }
+    let deltas = (0..).zip(services).map(|(number, service)| {
+        Delta::Upsert(Resource::Service(Service { name: format!("shop/svc-{number}"), ..service }))
+    });
+    let origin = Origin { source: "istiod".to_owned(), incarnation: 3, version: None };
+    let transaction = Transaction::push(origin, deltas.collect());
+    assert_eq!(decode_transaction(Some(encode_transaction(&transaction))), Ok(transaction));
+}
+
+#[test]
+fn every_bad_choice_is_named() {
+    spoilt(
+        |message| {
+            let service = service(message);
+            let locality = service.locality_preference.as_mut().unwrap();
+            locality.mode = 9;
+            locality.routing_preference = vec![1, 0, 99];
+            service.ports[0].node_port = 65_536;
+            service.external_addresses[0] = "everywhere".to_owned();
+            service.no_endpoints = 3;
+            service.drain.as_mut().unwrap().mode = 7;
+            let Some(proto::delta::Change::Upsert(proto::Resource {
+                resource: Some(proto::resource::Resource::Node(node)),
+            })) = message.deltas[2].change.as_mut()
+            else {
+                panic!("the third delta is a node")
+            };
+            node.dns.as_mut().unwrap().port = Some(0);
+        },
+        &expect![[r#"
+            Invalid
+            transaction.deltas[0].upsert.service.ports[0].node_port: must be 1 to 65535, not 65536
+            transaction.deltas[0].upsert.service.locality_preference.mode: 9 is not a value that this agent knows
+            transaction.deltas[0].upsert.service.locality_preference.routing_preference[1]: is required
+            transaction.deltas[0].upsert.service.locality_preference.routing_preference[2]: 99 is not a value that this agent knows
+            transaction.deltas[0].upsert.service.external_addresses[0]: must be an IPv4 or IPv6 address, not "everywhere"
+            transaction.deltas[0].upsert.service.no_endpoints: 3 is not a value that this agent knows
+            transaction.deltas[0].upsert.service.drain.mode: 7 is not a value that this agent knows
+            transaction.deltas[2].upsert.node.dns.port: must be 1 to 65535, not 0
+        "#]],
     );
 }

@@ -5,15 +5,17 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
-use api::client::{Client, ClientError};
+use api::client::{Client, ClientError, Server};
 use api::journal::{EncodedRecord, JournalError, Position, RecordsQuery};
 use api::proto::journal_service_client::JournalServiceClient;
 use api::proto::verify_journal_response::Step;
+use api::push::{Hello, JournalFacts, Push, Recollection, SourceState, Submitted};
 use api::rejection::{Reason, Rejection, Violation};
+use api::replay::{Question, StateQuery};
 use api::server::{Backend, DatapathError, Flow, Limits, Read, Unreadable, serve};
 use api::socket::Socket;
 use api::status::{Datapath, DatapathKind, Drift, Restart, Status, TablePressure};
-use api::{Level, Receipt, Stored, proto};
+use api::{Level, Stored, proto};
 use storage_schema::codec::encode_record;
 use storage_schema::id::{BootId, Epoch, Lsn, RecordHash, StoreId};
 use storage_schema::record::{Delta, Origin, Record, Transaction};
@@ -36,7 +38,8 @@ struct Fake {
 }
 
 impl Backend for Fake {
-    async fn push(&self, transaction: Transaction, client: Option<String>) -> Result<Receipt, Rejection> {
+    async fn submit(&self, push: Push) -> Result<Submitted, Rejection> {
+        let Push { transaction, client } = push;
         *self.client.lock().unwrap() = client;
         if let Some(rejection) = self.answer.lock().unwrap().clone() {
             return Err(rejection);
@@ -50,13 +53,20 @@ impl Backend for Fake {
         }
         let mut pushed = self.pushed.lock().unwrap();
         *pushed += 1;
-        Ok(Receipt {
-            lsn: Lsn(*pushed),
-            record_hash: RecordHash([7; 32]),
-            duplicate: false,
-            level: Level::Durable,
-            blocked_reason: String::new(),
-        })
+        let durable = Box::pin(async { Ok(()) });
+        Ok(Submitted { lsn: Lsn(*pushed), record_hash: RecordHash([7; 32]), duplicate: false, removed: 0, durable })
+    }
+
+    fn source(&self, _name: &str) -> Option<SourceState> {
+        None
+    }
+
+    async fn recollect(&self, _source: &str, _version: u64) -> Result<Recollection, Unreadable> {
+        Ok(Recollection::NotThere)
+    }
+
+    fn facts(&self) -> JournalFacts {
+        JournalFacts { store_id: StoreId([9; 16]), record_bytes_max: 1 << 20 }
     }
 
     async fn applied(&self, lsn: Lsn) {
@@ -87,12 +97,37 @@ impl Backend for Fake {
         Ok(Read { value, state_lsn: Lsn(*self.pushed.lock().unwrap()) })
     }
 
+    async fn state(&self, query: StateQuery) -> Result<Flow<Read<Vec<Stored>>>, JournalError> {
+        let Some(Position::Lsn(lsn)) = query.at else {
+            return Err(JournalError::OutOfRange("what was so then is not kept any more".to_owned()));
+        };
+        let (sender, flow) = tokio::sync::mpsc::channel(2);
+        let value: Vec<Stored> = self.state.lock().unwrap().values().map(stored).collect();
+        for value in [value, Vec::new()] {
+            sender.send(Ok(Read { value, state_lsn: lsn })).await.unwrap();
+        }
+        Ok(flow)
+    }
+
+    async fn explain(&self, question: Question) -> Result<Flow<Vec<u8>>, JournalError> {
+        let (sender, flow) = tokio::sync::mpsc::channel(3);
+        let told = serde_json::to_string(&format!("{question:?}")).unwrap();
+        for chunk in ["[", &told, "]"] {
+            sender.send(Ok(chunk.as_bytes().to_vec())).await.unwrap();
+        }
+        Ok(flow)
+    }
+
     async fn verify_tables(&self) -> Result<proto::VerifyTablesResponse, DatapathError> {
         Ok(proto::VerifyTablesResponse { epoch: 5, entries_checked: 9, repairing: true, ..Default::default() })
     }
 
     async fn renew_generation(&self) -> Result<String, DatapathError> {
         Err(DatapathError { cause: "no room on the BPF file system".to_owned() })
+    }
+
+    fn takes_transactions(&self) -> bool {
+        !matches!(*self.answer.lock().unwrap(), Some(Rejection::Unavailable { .. }))
     }
 
     async fn status(&self) -> Status {
@@ -161,7 +196,7 @@ fn record(lsn: u64) -> EncodedRecord {
     let key = ResourceKey::new(Kind::Service, "shop/cart");
     let record = Record {
         lsn: Lsn(lsn),
-        transaction: Transaction { origin, deltas: vec![Delta::Remove(key)] },
+        transaction: Transaction::push(origin, vec![Delta::Remove(key)]),
         wall_ns: 1_700_000_000_123_456_789,
         monotonic_ns: 42,
         boot_id: BootId([3; 16]),
@@ -173,7 +208,7 @@ fn record(lsn: u64) -> EncodedRecord {
 }
 
 fn stored(resource: &Resource) -> Stored {
-    Stored { resource: resource.clone(), changed_lsn: Lsn(5) }
+    Stored { resource: resource.clone(), changed_lsn: Lsn(5), owner: "test".to_owned() }
 }
 
 fn status() -> Status {
@@ -199,6 +234,7 @@ fn status() -> Status {
         tables: vec![TablePressure { table: "services".to_owned(), used: 3, capacity: 32768, room: 1024 }],
         resources: vec![(Kind::Service, 3), (Kind::Workload, 6)],
         blocked_reason: Some("the kernel says EBUSY".to_owned()),
+        loading: true,
     }
 }
 
@@ -238,10 +274,8 @@ async fn start_with(limits: Limits) -> Running {
 
 fn upsert(names: impl IntoIterator<Item = String>) -> Transaction {
     let service = |name| Delta::Upsert(Resource::Service(Service { name, ..Service::default() }));
-    Transaction {
-        origin: Origin { source: "test".to_owned(), incarnation: 0, version: None },
-        deltas: names.into_iter().map(service).collect(),
-    }
+    let origin = Origin { source: "test".to_owned(), incarnation: 0, version: None };
+    Transaction::push(origin, names.into_iter().map(service).collect())
 }
 
 const SOON: Duration = Duration::from_millis(20);
@@ -322,6 +356,7 @@ async fn rejections_arrive_as_they_were_made() {
         refused(Reason::Conflict),
         refused(Reason::Capacity),
         refused(Reason::Stale),
+        Rejection::Owned { owner: "istiod".to_owned(), violations: violation.clone().into() },
         Rejection::Busy { retry_after: Duration::from_millis(250) },
         Rejection::Unavailable { cause: "the disk is full".to_owned() },
         Rejection::OutcomeUnknown { cause: "fdatasync: I/O error".to_owned() },
@@ -422,8 +457,8 @@ async fn nobody_listening_is_told_from_an_agent_that_went_away() {
     let path = directory.path().join("none.sock");
     let error = Client::connect(&path).await.unwrap_err();
     assert!(
-        matches!(&error, ClientError::Unreachable { socket, source }
-            if *socket == path && source.kind() == std::io::ErrorKind::NotFound),
+        matches!(&error, ClientError::Unreachable { server, source }
+            if *server == Server::Unix(path) && source.kind() == std::io::ErrorKind::NotFound),
         "{error:?}"
     );
 
@@ -539,17 +574,86 @@ async fn the_journal_is_kept_through_the_api() {
     assert!(text[2].contains("the disk said no"), "{text:?}");
 }
 
+#[tokio::test]
+async fn questions_about_the_past_are_passed_on() {
+    let running = start().await;
+    let client = &running.client;
+    client.apply(&upsert(["shop/a".to_owned()]), Level::Durable, Duration::ZERO).await.unwrap();
+    let query = StateQuery { at: Some(Position::Lsn(Lsn(812))), ..StateQuery::default() };
+    let read = client.state(&query).await.unwrap();
+    assert_eq!((read.value.len(), read.state_lsn), (1, Lsn(812)));
+    let refused = client.state(&StateQuery::default()).await.unwrap_err();
+    assert!(matches!(refused, ClientError::Journal(JournalError::OutOfRange(_))), "{refused:?}");
+
+    let key = ResourceKey::new(Kind::Service, "shop/a");
+    let question = Question::History { key, since: None, until: Some(Position::Lsn(Lsn(7))), last: Some(2) };
+    let document = client.explain(&question).await.unwrap();
+    let answer: Vec<String> = serde_json::from_slice(&document).unwrap();
+    assert_eq!(answer, [format!("{question:?}")]);
+}
+
 /// Streams are few and long: one more than there may be is told so at once, and room comes back.
 #[tokio::test]
 async fn streams_are_bounded() {
-    let running = start_with(Limits { streams_max: 2, ..Limits::default() }).await;
+    let running = start_with(Limits { readers_max: 2, ..Limits::default() }).await;
     let client = &running.client;
     let query = RecordsQuery { follow: true, ..RecordsQuery::default() };
     let (first, _second) = (client.records(&query).await.unwrap(), client.records(&query).await.unwrap());
     let refused = client.records(&query).await.err().unwrap();
-    assert!(matches!(refused, ClientError::Journal(JournalError::Busy(_))), "{refused:?}");
+    assert!(matches!(refused, ClientError::Rejected(Rejection::Busy { .. })), "{refused:?}");
     drop(first);
     while client.records(&query).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn what_breaks_the_order_of_a_push_stream_ends_it_with_a_reason() {
+    use proto::push_request::Step;
+    let running = start().await;
+    let hello = |hello| proto::PushRequest { step: Some(Step::Hello(hello)) };
+    let cp = || proto::PushHello { source: "cp".to_owned(), ..proto::PushHello::default() };
+    let transaction = proto::PushRequest { step: Some(Step::Transaction(proto::PushTransaction::default())) };
+    for (requests, field) in [
+        (vec![proto::PushRequest { step: None }], "step"),
+        (vec![transaction], "step"),
+        (vec![hello(proto::PushHello::default())], "hello.source"),
+        (vec![hello(proto::PushHello { level: 77, ..cp() })], "hello.level"),
+        (
+            vec![hello(proto::PushHello { unanswered_versions: (1..=1025).collect(), ..cp() })],
+            "hello.unanswered_versions",
+        ),
+        (vec![hello(proto::PushHello { unanswered_versions: vec![2, 2], ..cp() })], "hello.unanswered_versions"),
+        (vec![hello(cp()), hello(cp())], "step"),
+    ] {
+        let status = end_of_stream(&running, requests).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status:?}");
+        let violations = status.get_details_bad_request().unwrap().field_violations;
+        assert_eq!(violations.iter().map(|violation| &*violation.field).collect::<Vec<_>>(), [field]);
+    }
+    let oversized = String::from_utf8(vec![b'x'; 17 << 20]).unwrap();
+    let oversized = hello(proto::PushHello { source: oversized, ..cp() });
+    assert_eq!(end_of_stream(&running, vec![oversized]).await.unwrap_err().code(), Code::ResourceExhausted);
+    assert_eq!(*running.backend.pushed.lock().unwrap(), 0);
+}
+
+/// How a stream ends whose client says all this, and then waits.
+async fn end_of_stream(running: &Running, requests: Vec<proto::PushRequest>) -> Result<(), tonic::Status> {
+    let mut client = proto::push_service_client::PushServiceClient::new(channel(running).await);
+    let requests = tokio_stream::iter(requests).chain(tokio_stream::pending());
+    let mut answers = client.push(requests).await?.into_inner();
+    while answers.message().await?.is_some() {}
+    Ok(())
+}
+
+#[tokio::test]
+async fn push_streams_are_bounded() {
+    let running = start_with(Limits { push_streams_max: 1, ..Limits::default() }).await;
+    let first = running.client.push(&Hello::new("a", 1)).await.unwrap();
+    let refused = running.client.push(&Hello::new("b", 1)).await.unwrap_err();
+    assert!(matches!(refused, ClientError::Rejected(Rejection::Busy { .. })), "{refused:?}");
+    drop(first);
+    while running.client.push(&Hello::new("b", 1)).await.is_err() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

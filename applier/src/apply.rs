@@ -30,6 +30,7 @@ use storage_schema::map::{self, Backend, Frontend, FrontendKey, Node, Service};
 use crate::entry::{BackendKey, Changes, ServiceEntry, ServiceKey};
 use crate::layout::{Layout, padded};
 use crate::mutants::{self, Rule};
+use crate::selection;
 use crate::tables::{CellTable, PartlyInserted, TableError, Tables, Typed};
 
 /// The one writer of a generation's tables.
@@ -332,7 +333,8 @@ impl<T: Tables> Applier<T> {
             writes.allocated.push(RetiringEntry::Service(key));
         }
         let backend = |key| self.layout.backends.get(key).expect("a plan has an entry for each backend it names");
-        let endpoints: Vec<u32> = entry.endpoints.iter().map(backend).collect();
+        let cells: Vec<u32> = entry.endpoints.iter().map(backend).collect();
+        let endpoints = selection::run(entry, &cells);
         let payload = service_payload(key, entry);
         let (since, visible) = self.visible::<Service>(cell)?;
         let run = Service { run_offset: visible.run_offset, run_length: visible.run_length, ..payload };
@@ -533,7 +535,8 @@ pub(crate) fn backend_payload(key: BackendKey, address: [u32; 4]) -> Backend {
 /// But for the run.
 pub(crate) fn service_payload(key: ServiceKey, entry: &ServiceEntry) -> Service {
     let ServiceKey { service, port, protocol, family } = key;
-    Service { id: service.0, port, family: family as u8, protocol, policy: entry.policy, ..Service::default() }
+    let ServiceEntry { policy, flags, .. } = *entry;
+    Service { id: service.0, port, family: family as u8, protocol, policy, flags, ..Service::default() }
 }
 
 pub(crate) const fn frontend_payload(key: FrontendKey, index: u32) -> Frontend {

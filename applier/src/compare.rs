@@ -16,6 +16,7 @@ use crate::dump;
 use crate::entry::{BackendKey, Changes, ServiceKey};
 use crate::layout::{Cells, Layout};
 use crate::recovery::RecoveryError;
+use crate::selection;
 use crate::tables::{CellTable, ReadOnly, TableError, Tables, Typed};
 
 /// How many differences are told one by one.
@@ -132,7 +133,8 @@ impl<T: Tables> Applier<T> {
             let tell = |service: &Option<Service>| told(service.as_ref(), dump::service);
             found.check(map::name::SERVICES, || name_service(key), (&expected, &but_run), tell);
             let Some(entry) = entry else { continue };
-            let expected: Option<Vec<u32>> = entry.endpoints.iter().map(|key| self.layout.backends.get(key)).collect();
+            let cells: Option<Vec<u32>> = entry.endpoints.iter().map(|key| self.layout.backends.get(key)).collect();
+            let expected = cells.map(|cells| selection::run(entry, &cells));
             let run = shown.and_then(|service| self.readable_run(&service));
             let tell = |run: &Option<Vec<u32>>| run.as_ref().map_or("nothing".to_owned(), |run| format!("{run:?}"));
             found.check(map::name::ENDPOINTS, || name_service(key), (&expected, &run), tell);

@@ -73,12 +73,12 @@ pub fn count_visible(tables: &impl Tables, table: Table) -> u64 {
 }
 
 /// A destination as people write it.
-pub(crate) fn destination(key: &FrontendKey) -> String {
+pub fn destination(key: &FrontendKey) -> String {
     format!("{}/{}", SocketAddr::new(key.ip(), u16::from_be(key.port_be)), protocol(key.protocol))
 }
 
 /// An IANA protocol number's name, where it has one here.
-fn protocol(number: u8) -> String {
+pub fn protocol(number: u8) -> String {
     match number {
         6 => "TCP".to_owned(),
         17 => "UDP".to_owned(),
@@ -92,7 +92,7 @@ fn socket_address(backend: &Backend) -> SocketAddr {
 }
 
 /// A payload's fields, by name.
-type Fields = Vec<(&'static str, String)>;
+pub type Fields = Vec<(&'static str, String)>;
 
 pub(crate) fn frontend(frontend: &Frontend) -> Fields {
     vec![("destination", destination(&frontend.key)), ("service_cell", frontend.index.to_string())]
@@ -102,22 +102,43 @@ pub(crate) fn backend(backend: &Backend) -> Fields {
     vec![("workload", ResourceId(backend.id).to_string()), ("address", socket_address(backend).to_string())]
 }
 
-pub(crate) fn node(node: Node) -> Fields {
+/// What the node's entry says.
+pub fn node(node: Node) -> Fields {
     let passes = node.flags & Node::NO_ENDPOINTS_PASS != 0;
     vec![("no_endpoints", if passes { "pass" } else { "refuse" }.to_owned())]
 }
 
-pub(crate) fn service(service: &Service) -> Fields {
-    let policy = match service.policy {
+/// A policy's name.
+pub fn policy(policy: u8) -> String {
+    match policy {
         Service::RANDOM => "random".to_owned(),
+        Service::WEIGHTED => "weighted".to_owned(),
+        Service::MAGLEV => "maglev".to_owned(),
         other => other.to_string(),
-    };
+    }
+}
+
+/// The flags of a service port by name; `-`: none.
+pub fn service_flags(flags: u8) -> String {
+    let named = [
+        (Service::NO_ENDPOINTS_PASS, "no-endpoints-pass"),
+        (Service::NO_ENDPOINTS_REFUSE, "no-endpoints-refuse"),
+        (Service::WAYPOINT, "waypoint"),
+        (Service::ACCELERATE, "accelerate"),
+    ];
+    let set: Vec<&str> = named.into_iter().filter(|(flag, _)| flags & flag != 0).map(|(_, name)| name).collect();
+    if set.is_empty() { "-".to_owned() } else { set.join(",") }
+}
+
+pub(crate) fn service(service: &Service) -> Fields {
+    let policy = policy(service.policy);
     let Service { id, port, family, run_offset, run_length, .. } = service;
     vec![
         ("service", ResourceId(*id).to_string()),
         ("port", format!("{port}/{}", protocol(service.protocol))),
         ("family", format!("IPv{family}")),
         ("policy", policy),
+        ("flags", service_flags(service.flags)),
         ("run_offset", run_offset.to_string()),
         ("run_length", run_length.to_string()),
     ]
@@ -163,7 +184,11 @@ fn endpoints(tables: &impl Tables) -> Vec<Entry> {
             continue;
         }
         for (slot, backend) in (service.run_offset..).zip(tables.run(service.run_offset, service.run_length)) {
-            let fields = vec![("service_cell", cell.to_string()), ("backend_cell", backend.to_string())];
+            // An alias table begins with thresholds.
+            let is_threshold =
+                service.policy == Service::WEIGHTED && slot - service.run_offset < service.run_length / 3;
+            let meaning = if is_threshold { "threshold" } else { "backend_cell" };
+            let fields = vec![("service_cell", cell.to_string()), (meaning, backend.to_string())];
             entries.push(Entry { number: slot, epoch, standing, fields });
         }
     }

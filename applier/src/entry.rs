@@ -43,7 +43,7 @@ impl Family {
 pub struct ServiceKey {
     /// The service.
     pub service: ResourceId,
-    /// The port that clients dial.
+    /// The port that clients dial; 0: every one that has no entry of its own.
     pub port: u16,
     /// IANA protocol number.
     pub protocol: u8,
@@ -51,24 +51,30 @@ pub struct ServiceKey {
     pub family: Family,
 }
 
-/// Names an entry of `backends`: one socket address of a workload.
+/// Names an entry of `backends`: one socket address of a workload, or of a service's waypoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackendKey {
-    /// The workload.
+    /// The workload, or the service whose waypoint it is.
     pub workload: ResourceId,
-    /// The port it listens on.
+    /// The port it listens on; 0: whichever the client dialled.
     pub port: u16,
     /// The address's family.
     pub family: Family,
 }
 
 /// How an entry of `services` shall be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceEntry {
     /// A policy of [`map::Service`].
     pub policy: u8,
+    /// Flags of [`map::Service`].
+    pub flags: u8,
     /// The backends that may be chosen, in the order of their keys.
     pub endpoints: Vec<BackendKey>,
+    /// With [`map::Service::WEIGHTED`]: the weight of each.
+    pub weights: Vec<u32>,
+    /// With [`map::Service::MAGLEV`]: how many slots the table has.
+    pub table_slots: u32,
 }
 
 /// How entries shall be; `None`: gone.

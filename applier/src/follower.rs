@@ -14,7 +14,7 @@
 //! and the same state.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use journal::{Durable, DurableWatch, Head};
 use loader::Generation;
@@ -324,7 +324,8 @@ impl<H: Home> Follower<H> {
         };
         // Not before what is visible: it may be older than what the journal keeps the state of.
         let head = self.durable.head();
-        match Job::begin(purpose, self.shared.journal.clone(), Arc::clone(&self.home), head) {
+        let cancel = self.shared.cancel.clone();
+        match Job::begin(purpose, self.shared.journal.clone(), Arc::clone(&self.home), head, cancel) {
             Ok(job) => self.job = Some(job),
             Err(error) => tracing::error!(%error, "a comparison or a new generation must wait"),
         }
@@ -346,8 +347,9 @@ impl<H: Home> Follower<H> {
                     .filter(|(_, head)| head.lsn > wanted.head.lsn)
                     .for_each(|(later, _)| everything.merge(later));
                 self.compare(&everything);
+                self.grow_if_tight();
             }
-            Ok(Outcome::Built(mut built)) => match catch_up(&mut built.applier, &since) {
+            Ok(Outcome::Built(mut built)) => match built.applier.catch_up(&since) {
                 Ok(()) => self.waiting = self.switch(built),
                 Err(error) => self.build_failed(built.generation.as_ref(), &error.to_string()),
             },
@@ -381,11 +383,7 @@ impl<H: Home> Follower<H> {
 
     fn note_comparison(&mut self, comparison: &Comparison) {
         let Comparison { checked, differing, .. } = *comparison;
-        let mut progress = self.shared.progress();
-        progress.drift.compared_at = Some(SystemTime::now());
-        progress.drift.entries_checked = checked;
-        progress.drift.entries_differing += differing;
-        drop(progress);
+        self.shared.progress().drift.note(comparison);
         if let Some(first) = comparison.differences.first() {
             tracing::warn!(differing, checked, %first, "the tables are not as the journal says");
             self.build_next.get_or_insert_with(|| format!("{differing} table entries were not as the journal says"));
@@ -418,25 +416,10 @@ impl<H: Home> Follower<H> {
         self.applied.send_if_modified(|applied| std::mem::replace(applied, lsn) != lsn);
         tracing::info!(generation = number, epoch = %self.applier.active(), entries, "connections are decided by a new generation");
         self.renewing.drain(..).for_each(|reply| drop(reply.send(Ok(number))));
+        // What came while it was built may need more again, and perhaps no record follows that would ask.
+        self.grow_if_tight();
         if self.batch.is_some() { self.apply() } else { Waiting::Idle }
     }
-}
-
-/// Brings a generation that nobody sees up to what was applied meanwhile. No reader need be waited for.
-fn catch_up<T: crate::tables::Tables>(
-    applier: &mut Applier<T>,
-    since: &[(Changes, Durable<Head>)],
-) -> Result<(), ApplyError> {
-    applier.quiesce(applier.active())?;
-    for (changes, head) in since {
-        if let Err(error) = applier.apply(changes, *head) {
-            let ApplyError::Blocked { .. } = error else { return Err(error) };
-            applier.quiesce(applier.active())?;
-            applier.apply(changes, *head)?;
-        }
-        applier.quiesce(applier.active())?;
-    }
-    Ok(())
 }
 
 /// The end of the job, if there is one.

@@ -1,6 +1,7 @@
 //! Work that takes too long for the applier thread: the journal's state read anew, and new generations built from it.
 //!
-//! A job begins at a durable record. What is applied while it runs is remembered, and made up for when it is done.
+//! A job begins at a durable record. What is applied while it runs is remembered, and made up for when it is done. A pipeline
+//! that stops has its job given up at its next step.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -9,6 +10,7 @@ use journal::{Durable, Head, Journal};
 use storage_schema::map::Capacities;
 use tokio::sync::oneshot;
 
+use crate::cancel::Cancel;
 use crate::entry::Changes;
 use crate::home::Home;
 use crate::pipeline::spawn;
@@ -51,12 +53,13 @@ impl<H: Home> Job<H> {
         journal: Journal,
         home: Arc<Mutex<H>>,
         head: Durable<Head>,
+        cancel: Cancel,
     ) -> Result<Self, StartError> {
         let (sender, result) = oneshot::channel();
         let what = purpose.clone();
         let thread = spawn("generation", move || {
             // The applier may have stopped waiting.
-            drop(sender.send(carry_out(&what, &journal, &home, head)));
+            drop(sender.send(carry_out(&what, &journal, &home, head, &cancel)));
         })?;
         Ok(Self { purpose, since: Vec::new(), result, thread: Some(thread) })
     }
@@ -82,13 +85,14 @@ fn carry_out<H: Home>(
     journal: &Journal,
     home: &Mutex<H>,
     head: Durable<Head>,
+    cancel: &Cancel,
 ) -> Result<Outcome<H>, StartError> {
-    let mut wanted = start::read_wanted(journal, head)?;
+    let mut wanted = start::read_wanted(journal, head, cancel)?;
     match purpose {
         Purpose::Compare => Ok(Outcome::State(Box::new(wanted))),
         Purpose::Build { capacities, .. } => {
             let home = home.lock().unwrap_or_else(PoisonError::into_inner);
-            Ok(Outcome::Built(Box::new(start::build(&*home, *capacities, &mut wanted)?)))
+            Ok(Outcome::Built(Box::new(start::build(&*home, *capacities, &mut wanted, cancel)?)))
         }
     }
 }

@@ -10,8 +10,8 @@
 //!   the table entries it changes. [`Loader`] makes the model of a stored state.
 //! * [`apply`]: the protocol that makes changes visible with one store; [`recovery`]: the way back in after a crash.
 //! * [`tables`]: where the writes go, kernel maps or plain memory. [`sizing`]: how large they are.
-//! * [`start`], [`pipeline`]: choosing a generation at start, and the thread that follows the journal (`follower`), which also
-//!   makes new generations (`job`, `home`).
+//! * [`start`], `resume`, [`pipeline`]: choosing a generation at start, believing it until it is proven, and the thread that
+//!   follows the journal (`follower`), which also makes new generations (`job`, `home`).
 //! * [`compare`], [`dump`]: what tables hold, beside what the journal says, or decoded for people.
 //!
 //! Invariants, by name, tested by name:
@@ -29,6 +29,7 @@
 pub mod apply;
 mod backings;
 mod both;
+mod cancel;
 pub mod compare;
 pub mod dump;
 pub mod entry;
@@ -42,9 +43,15 @@ mod load;
 pub mod model;
 #[doc(hidden)]
 pub mod mutants;
+mod owner;
 pub mod pipeline;
+mod place;
 pub mod plan;
+mod projection;
 pub mod recovery;
+mod rejection;
+mod resume;
+mod selection;
 pub mod sizing;
 pub mod start;
 pub mod tables;
@@ -54,6 +61,7 @@ pub use apply::{Applied, Applier, ApplyError, Pressure};
 pub use compare::{Comparison, Difference};
 pub use load::{Loader, Undecodable};
 pub use model::{Model, Rejection};
+pub use owner::Foreign;
 pub use pipeline::{Drift, Options, Pending, Pipeline, PushError, RequestError, Status, Verification};
 pub use recovery::{Identity, Recovered};
 pub use start::{StartError, Target};
@@ -67,6 +75,10 @@ pub const FAILPOINTS: &[&str] = &[
     "applier.after_flip",
     "applier.before_retire",
     "applier.after_retire",
+    "applier.before_load",
+    "applier.before_recover",
+    "applier.before_compare",
+    "applier.before_loaded",
     "applier.before_complete",
     "applier.before_activate",
     "applier.after_activate",

@@ -4,15 +4,21 @@ use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
+use journal::{Durable, ReadError, StoredResource};
 use storage_schema::codec::{DecodeError, access_resource};
 use storage_schema::id::ResourceId;
+use storage_schema::record::Record;
 use storage_schema::resource::{
-    ArchivedBacking, ArchivedLoadBalancing, ArchivedNoEndpoints, ArchivedNode, ArchivedProtocol, ArchivedResource,
-    ArchivedService, ArchivedWorkload, ArchivedWorkloadStatus, Kind, LoadBalancing, NoEndpoints, PortOverride,
+    ArchivedBacking, ArchivedLocalityMode, ArchivedLocalityPreference, ArchivedLocalityScope, ArchivedNoEndpoints,
+    ArchivedNode, ArchivedPolicy, ArchivedProtocol, ArchivedResource, ArchivedService, ArchivedWorkload,
+    ArchivedWorkloadStatus, Kind, LocalityMode, LocalityPreference, LocalityScope, NoEndpoints, Policy, PortOverride,
     Protocol, ResourceKey, ServicePort, WorkloadStatus,
 };
 
-use crate::model::{Model, Node, Service, Workload};
+use crate::model::{Model, Service, Workload};
+use crate::owner::{Owner, Owners};
+use crate::place::Said;
+use crate::projection::Node;
 
 /// What a thread of the loader's gets at once; a state that is smaller needs no thread.
 const BATCH_BYTES: usize = 512 << 10;
@@ -25,6 +31,7 @@ const BATCHES_MAX: usize = 4;
 #[derive(Debug)]
 pub struct Loader {
     model: Model,
+    owners: Owners,
     batch: Batch,
     worker: Option<Worker>,
 }
@@ -47,12 +54,18 @@ pub struct Undecodable {
     pub source: DecodeError,
 }
 
+impl From<Undecodable> for ReadError {
+    fn from(Undecodable { key, source }: Undecodable) -> Self {
+        Self::UndecodableResource { key, source }
+    }
+}
+
 /// Names and encoded resources, one after the other.
 #[derive(Debug, Default)]
 struct Batch {
     bytes: Vec<u8>,
-    /// Each one's kind, and where its name and it end.
-    ends: Vec<(Kind, usize, usize)>,
+    /// Each one's kind and owner, and where its name and it end.
+    ends: Vec<(Kind, Owner, usize, usize)>,
 }
 
 impl Loader {
@@ -60,15 +73,17 @@ impl Loader {
     pub fn new(resources: usize) -> Self {
         let mut model = Model::default();
         model.workloads.reserve(resources);
-        Self { model, batch: Batch::default(), worker: None }
+        Self { model, owners: Owners::default(), batch: Batch::default(), worker: None }
     }
 
-    /// Takes in a resource, encoded.
-    pub fn add(&mut self, kind: Kind, name: &str, encoded: &[u8]) {
+    /// Takes in a resource as it is stored.
+    pub fn add(&mut self, stored: &StoredResource<'_>) {
+        let StoredResource { kind, name, owner, encoded, .. } = *stored;
+        let owner = self.owners.number(owner);
         self.batch.bytes.extend_from_slice(name.as_bytes());
         let name_end = self.batch.bytes.len();
         self.batch.bytes.extend_from_slice(encoded);
-        self.batch.ends.push((kind, name_end, self.batch.bytes.len()));
+        self.batch.ends.push((kind, owner, name_end, self.batch.bytes.len()));
         if self.batch.bytes.len() < BATCH_BYTES {
             return;
         }
@@ -83,6 +98,22 @@ impl Loader {
 
     /// The model of all of them.
     pub fn finish(self) -> Result<Model, Undecodable> {
+        self.collect().map(Model::loaded)
+    }
+
+    /// The model of what later records have made of them.
+    pub fn finish_after(
+        self,
+        later: impl IntoIterator<Item = Result<Durable<Record>, ReadError>>,
+    ) -> Result<Model, ReadError> {
+        let mut model = self.collect()?;
+        for record in later {
+            model.replay(&record?.transaction);
+        }
+        Ok(model.loaded())
+    }
+
+    fn collect(self) -> Result<Model, Undecodable> {
         let mut model = match self.worker {
             None => self.model,
             Some(Worker { batches, thread }) => {
@@ -91,7 +122,8 @@ impl Loader {
             }
         };
         self.batch.load(&mut model)?;
-        Ok(model.loaded())
+        model.owners = self.owners;
+        Ok(model)
     }
 }
 
@@ -103,8 +135,8 @@ fn work(mut model: Model, batches: &Receiver<Batch>) -> Result<Model, Undecodabl
 impl Batch {
     fn load(&self, model: &mut Model) -> Result<(), Undecodable> {
         let mut start = 0;
-        for (kind, name_end, end) in &self.ends {
-            load(model, &self.bytes[*name_end..*end]).map_err(|source| {
+        for (kind, owner, name_end, end) in &self.ends {
+            load(model, *owner, &self.bytes[*name_end..*end]).map_err(|source| {
                 let name = String::from_utf8_lossy(&self.bytes[start..*name_end]);
                 Undecodable { key: ResourceKey::new(*kind, name), source }
             })?;
@@ -114,46 +146,82 @@ impl Batch {
     }
 }
 
-fn load(model: &mut Model, encoded: &[u8]) -> Result<(), DecodeError> {
+fn load(model: &mut Model, owner: Owner, encoded: &[u8]) -> Result<(), DecodeError> {
     match access_resource(encoded)? {
         ArchivedResource::Service(service) => {
-            model.services.insert(ResourceId::named(Kind::Service, &service.name), project_service(service));
+            model.services.insert(ResourceId::named(Kind::Service, &service.name), project_service(service, owner));
         }
         ArchivedResource::Workload(workload) => {
             let id = ResourceId::named(Kind::Workload, &workload.uid);
-            let workload = project_workload(workload);
+            let workload = project_workload(workload, owner);
             for (service, _) in workload.backings.iter() {
                 model.members.entry(service).or_default().insert(id);
             }
             model.workloads.insert(id, workload);
         }
-        ArchivedResource::Node(node) => model.node = Some(project_node(node)),
+        ArchivedResource::Node(node) => model.node = Some(project_node(node, owner)),
     }
     Ok(())
 }
 
 #[allow(clippy::redundant_closure_for_method_calls, reason = "the type of archived addresses has no name here")]
-fn project_service(service: &ArchivedService) -> Service {
+fn project_service(service: &ArchivedService, owner: Owner) -> Service {
     let ports = service.ports.iter().map(|port| ServicePort {
         name: String::new(),
         port: port.port.to_native(),
         target_port: port.target_port.to_native(),
         protocol: match port.protocol {
             ArchivedProtocol::Tcp => Protocol::Tcp,
+            ArchivedProtocol::Udp => Protocol::Udp,
         },
+        node_port: port.node_port.to_native(),
     });
     Service {
+        owner,
         name: service.name.as_str().into(),
-        vips: service.vips.iter().map(|vip| vip.as_ipaddr()).collect(),
+        addresses: service.vips.iter().chain(service.external_addresses.iter()).map(|one| one.as_ipaddr()).collect(),
         ports: ports.collect(),
-        load_balancing: match service.load_balancing {
-            ArchivedLoadBalancing::Random => LoadBalancing::Random,
+        all_ports: service.all_ports,
+        policy: match service.load_balancing.policy {
+            ArchivedPolicy::Random => Policy::Random,
+            ArchivedPolicy::Weighted => Policy::Weighted,
+            ArchivedPolicy::Maglev => Policy::Maglev,
         },
+        locality: project_locality(&service.load_balancing.locality),
+        no_endpoints: service.no_endpoints.as_ref().map(project_no_endpoints),
+        accelerate: service.accelerate,
+        waypoint: service.waypoint.as_ref().map(|waypoint| (waypoint.address.as_ipaddr(), waypoint.port.to_native())),
+    }
+}
+
+fn project_locality(locality: &ArchivedLocalityPreference) -> LocalityPreference {
+    let scope = |scope: &ArchivedLocalityScope| match scope {
+        ArchivedLocalityScope::Network => LocalityScope::Network,
+        ArchivedLocalityScope::Region => LocalityScope::Region,
+        ArchivedLocalityScope::Zone => LocalityScope::Zone,
+        ArchivedLocalityScope::Subzone => LocalityScope::Subzone,
+        ArchivedLocalityScope::Node => LocalityScope::Node,
+        ArchivedLocalityScope::Cluster => LocalityScope::Cluster,
+    };
+    LocalityPreference {
+        mode: match locality.mode {
+            ArchivedLocalityMode::None => LocalityMode::None,
+            ArchivedLocalityMode::Strict => LocalityMode::Strict,
+            ArchivedLocalityMode::Failover => LocalityMode::Failover,
+        },
+        routing_preference: locality.routing_preference.iter().map(scope).collect(),
+    }
+}
+
+fn project_no_endpoints(no_endpoints: &ArchivedNoEndpoints) -> NoEndpoints {
+    match no_endpoints {
+        ArchivedNoEndpoints::Refuse => NoEndpoints::Refuse,
+        ArchivedNoEndpoints::Pass => NoEndpoints::Pass,
     }
 }
 
 #[allow(clippy::redundant_closure_for_method_calls, reason = "the type of archived addresses has no name here")]
-fn project_workload(workload: &ArchivedWorkload) -> Workload {
+fn project_workload(workload: &ArchivedWorkload, owner: Owner) -> Workload {
     let addresses = || workload.addresses.iter().map(|address| address.as_ipaddr());
     let overrides = |backing: &ArchivedBacking| {
         let ports = backing.ports.iter().map(|port| PortOverride {
@@ -164,6 +232,7 @@ fn project_workload(workload: &ArchivedWorkload) -> Workload {
     };
     let backing = |backing: &ArchivedBacking| (ResourceId::named(Kind::Service, &backing.service), overrides(backing));
     Workload {
+        owner,
         uid: workload.uid.as_str().into(),
         v4: addresses().find_map(|address| match address {
             IpAddr::V4(v4) => Some(v4),
@@ -178,14 +247,35 @@ fn project_workload(workload: &ArchivedWorkload) -> Workload {
             ArchivedWorkloadStatus::Unhealthy => WorkloadStatus::Unhealthy,
             ArchivedWorkloadStatus::Terminating => WorkloadStatus::Terminating,
         },
+        weight: workload.weight.to_native(),
+        place: Said {
+            network: &workload.network,
+            region: &workload.locality.region,
+            zone: &workload.locality.zone,
+            subzone: &workload.locality.subzone,
+            node: &workload.node,
+            cluster: &workload.cluster,
+        }
+        .into(),
         backings: workload.services.iter().map(backing).collect(),
     }
 }
 
-fn project_node(node: &ArchivedNode) -> Node {
-    let no_endpoints = match node.no_endpoints {
-        ArchivedNoEndpoints::Refuse => NoEndpoints::Refuse,
-        ArchivedNoEndpoints::Pass => NoEndpoints::Pass,
-    };
-    Node { name: node.name.as_str().into(), no_endpoints }
+#[allow(clippy::redundant_closure_for_method_calls, reason = "the type of archived addresses has no name here")]
+fn project_node(node: &ArchivedNode, owner: Owner) -> Node {
+    Node {
+        owner,
+        name: node.name.as_str().into(),
+        addresses: node.addresses.iter().map(|address| address.as_ipaddr()).collect(),
+        place: Said {
+            network: &node.network,
+            region: &node.locality.region,
+            zone: &node.locality.zone,
+            subzone: &node.locality.subzone,
+            node: &node.name,
+            cluster: &node.cluster,
+        }
+        .into(),
+        no_endpoints: project_no_endpoints(&node.no_endpoints),
+    }
 }

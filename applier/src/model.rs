@@ -8,22 +8,24 @@
 //! here, on the state that the transaction would lead to; a transaction that fails a check changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use storage_schema::id::ResourceId;
 use storage_schema::map::{self, Capacities, FrontendKey};
-use storage_schema::record::{Delta, Transaction};
-use storage_schema::resource::{
-    self, Kind, LoadBalancing, NoEndpoints, Resource, ResourceKey, ServicePort, WorkloadStatus,
-};
+use storage_schema::record::{Cause, Delta, Transaction};
+use storage_schema::resource::{self, Kind, LocalityMode, NoEndpoints, Resource, ResourceKey};
 
 use crate::apply::Pressure;
-use crate::backings::Backings;
 use crate::both::both;
 use crate::entry::{BackendKey, Changes};
 use crate::hash::HashMap;
+use crate::owner::{Owner, Owners};
+use crate::place::Place;
 use crate::plan;
-use crate::validate::{self, Violation};
+use crate::projection::Node;
+pub use crate::projection::{Service, Workload};
+pub use crate::rejection::Rejection;
+use crate::validate;
 
 /// The state of the domain.
 #[derive(Debug, Default)]
@@ -35,33 +37,8 @@ pub struct Model {
     /// Whose destination is whose.
     frontends: HashMap<FrontendKey, ResourceId>,
     pub(crate) node: Option<Node>,
+    pub(crate) owners: Owners,
     usage: Usage,
-}
-
-/// A service, as far as table entries depend on it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Service {
-    pub(crate) name: Box<str>,
-    pub(crate) vips: Box<[IpAddr]>,
-    pub(crate) ports: Box<[ServicePort]>,
-    pub(crate) load_balancing: LoadBalancing,
-}
-
-/// A workload, likewise.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Workload {
-    pub(crate) uid: Box<str>,
-    pub(crate) v4: Option<Ipv4Addr>,
-    pub(crate) v6: Option<Ipv6Addr>,
-    pub(crate) status: WorkloadStatus,
-    pub(crate) backings: Backings,
-}
-
-/// The node, likewise.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Node {
-    pub(crate) name: Box<str>,
-    pub(crate) no_endpoints: NoEndpoints,
 }
 
 /// How many table entries the state takes. Endpoints are counted as if every member could be chosen, so that a change of
@@ -91,96 +68,6 @@ impl Usage {
     }
 }
 
-/// Why a transaction is not admitted. Nothing was changed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Rejection {
-    /// It has no deltas.
-    #[error("the transaction is empty: give it at least one resource")]
-    Empty,
-    /// A field is wrong in itself.
-    #[error("{resource}: {violation}")]
-    Invalid {
-        /// Whose field.
-        resource: ResourceKey,
-        /// Position of the delta in the transaction.
-        index: usize,
-        /// What is wrong.
-        violation: Violation,
-    },
-    /// A workload backs a service that is not there.
-    #[error("Workload {workload}: {field}: there is no Service {service}: push it before, or in the same transaction")]
-    DanglingService {
-        /// The workload's uid.
-        workload: String,
-        /// The field that names the service.
-        field: String,
-        /// The service's name.
-        service: String,
-    },
-    /// A workload names a port that its service does not have.
-    #[error("Workload {workload}: {field}: Service {service} has no port {port}")]
-    DanglingPort {
-        /// The workload's uid.
-        workload: String,
-        /// The field that names the port.
-        field: String,
-        /// The service's name.
-        service: String,
-        /// The port.
-        port: u16,
-    },
-    /// A service is removed while workloads back it.
-    #[error(
-        "Service {service}: Workload {workload} backs it: remove or change that one before, or in the same transaction"
-    )]
-    StillBacked {
-        /// The service's name.
-        service: String,
-        /// One of the workloads.
-        workload: String,
-    },
-    /// Two services want one destination.
-    #[error("Service {service}: {vip} port {port} belongs to Service {owner}")]
-    DuplicateFrontend {
-        /// The service's name.
-        service: String,
-        /// The virtual address.
-        vip: IpAddr,
-        /// The port.
-        port: u16,
-        /// Who has it.
-        owner: String,
-    },
-    /// A second node configuration.
-    #[error("Node {name}: this node is configured as {configured}: remove that one before, or in the same transaction")]
-    SecondNode {
-        /// The name given.
-        name: String,
-        /// The name there is.
-        configured: String,
-    },
-    /// Two names have one number. One pair in 2^64: rename one.
-    #[error("{resource}: its number is that of {other}: choose another name")]
-    NumberTaken {
-        /// The resource that was pushed.
-        resource: ResourceKey,
-        /// The name of the one that is there.
-        other: String,
-    },
-    /// The tables have no room.
-    #[error(
-        "the transaction needs {needed} entries of {table}, whose capacity is {capacity}: raise capacities.{table} and restart the agent"
-    )]
-    OverCapacity {
-        /// Which table.
-        table: &'static str,
-        /// Entries after the transaction.
-        needed: u64,
-        /// Entries there are.
-        capacity: u64,
-    },
-}
-
 /// A transaction that fits, and is part of the model now.
 #[derive(Debug)]
 pub struct Admitted {
@@ -208,23 +95,37 @@ impl Model {
         let mut model = Self::default();
         let mut before = Before::default();
         for resource in resources {
-            model.upsert(&resource?, &mut before);
+            model.upsert(&resource?, Owner::UNKNOWN, &mut before);
         }
         Ok(model.loaded())
+    }
+
+    /// Takes in a transaction that was admitted earlier, likewise without checks.
+    pub(crate) fn replay(&mut self, transaction: &Transaction) {
+        let mut before = Before::default();
+        let owner = self.owners.number(&transaction.origin.source);
+        for delta in &transaction.deltas {
+            match delta {
+                Delta::Upsert(resource) => self.upsert(resource, owner, &mut before),
+                Delta::Remove(key) => self.remove(key, &mut before),
+            }
+        }
     }
 
     /// Adds what follows from the resources, once all are there.
     pub(crate) fn loaded(mut self) -> Self {
         let Self { services, workloads, .. } = &self;
+        let addresses = self.node_addresses();
         let count_backends = || -> u64 {
             let keys = |(id, workload): (&ResourceId, _)| plan::backend_keys(*id, workload, |id| services.get(&id));
-            workloads.iter().map(|entry| keys(entry).len() as u64).sum()
+            let waypoints = services.iter().filter(|(id, service)| plan::waypoint_key(**id, service).is_some());
+            workloads.iter().map(|entry| keys(entry).len() as u64).sum::<u64>() + waypoints.count() as u64
         };
         let claim_frontends = || {
             let mut frontends = HashMap::default();
             frontends.reserve(services.len());
             for (id, service) in services {
-                for (frontend, _) in plan::frontends(*id, service) {
+                for (frontend, _) in plan::frontends(*id, service, addresses) {
                     let owner = *frontends.entry(frontend).or_insert(*id);
                     assert_eq!(owner, *id, "the journal admits no two services for one destination");
                 }
@@ -235,17 +136,19 @@ impl Model {
         self.frontends = frontends;
         self.usage = Usage { frontends: self.frontends.len() as u64, backends, ..Usage::default() };
         for (id, service) in &self.services {
-            let keys = plan::service_keys(*id, service).count() as u64;
-            self.usage.services += keys;
-            self.usage.endpoints += keys * self.members.get(id).map_or(0, BTreeSet::len) as u64;
+            self.usage.services += plan::service_keys(*id, service).count() as u64;
+            self.usage.endpoints += plan::slots_max(*id, service, self.members.get(id).map_or(0, BTreeSet::len));
         }
         self
     }
 
     /// Checks a transaction and makes it part of the model; on an error nothing has changed.
     pub fn admit(&mut self, transaction: &Transaction, capacities: &Capacities) -> Result<Admitted, Rejection> {
-        if transaction.deltas.is_empty() {
+        if transaction.deltas.is_empty() && transaction.event.is_none() && transaction.cause != Cause::Sync {
             return Err(Rejection::Empty);
+        }
+        if !transaction.deltas.is_empty() && transaction.event.is_some() {
+            return Err(Rejection::EventWithDeltas);
         }
         for (index, delta) in transaction.deltas.iter().enumerate() {
             let checked = match delta {
@@ -254,11 +157,14 @@ impl Model {
             };
             checked.map_err(|violation| Rejection::Invalid { resource: delta.key(), index, violation })?;
         }
+        self.check_owners(transaction)?;
+        let sources = self.owners.len();
         let mut before = Before { usage: self.usage, ..Before::default() };
         match self.try_admit(transaction, capacities, &mut before) {
             Ok(changes) => Ok(Admitted { changes, before }),
             Err(rejection) => {
                 self.restore(before);
+                self.owners.truncate(sources);
                 Err(rejection)
             }
         }
@@ -300,6 +206,20 @@ impl Model {
         ids.filter_map(|id| Some((*id, self.workloads.get(id)?)))
     }
 
+    pub(crate) fn members_count(&self, service: ResourceId) -> usize {
+        self.members.get(&service).map_or(0, BTreeSet::len)
+    }
+
+    /// The node's own addresses.
+    pub(crate) fn node_addresses(&self) -> &[IpAddr] {
+        self.node.as_ref().map_or(&[], |node| &node.addresses)
+    }
+
+    /// Where the node is.
+    pub(crate) fn here(&self) -> Place {
+        place_of(self.node.as_ref())
+    }
+
     pub(crate) fn node_entry(&self) -> map::Node {
         let Some(node) = &self.node else { return map::Node::default() };
         let pass = match node.no_endpoints {
@@ -315,22 +235,26 @@ impl Model {
         capacities: &Capacities,
         before: &mut Before,
     ) -> Result<Changes, Rejection> {
+        let owner = self.owners.number(&transaction.origin.source);
         for delta in &transaction.deltas {
             match delta {
                 Delta::Upsert(resource) => {
                     self.check_identity(resource)?;
-                    self.upsert(resource, before);
+                    self.upsert(resource, owner, before);
                 }
                 Delta::Remove(key) => self.remove(key, before),
             }
         }
-        for (id, previous) in &before.services {
-            if let Some(service) = previous {
-                self.release_frontends(*id, service);
+        let moved = self.with_moved_frontends(before);
+        let addresses = self.node_addresses_before(before).to_vec();
+        for id in &moved {
+            let service = before.services.get(id).cloned().unwrap_or_else(|| self.services.get(id).cloned());
+            if let Some(service) = service {
+                self.release_frontends(*id, &service, &addresses);
             }
         }
-        for id in before.services.keys() {
-            self.claim_frontends(*id)?;
+        for id in moved {
+            self.claim_frontends(id)?;
         }
         self.check_references(transaction, before)?;
         let changes = self.settle(before);
@@ -360,16 +284,16 @@ impl Model {
         }
     }
 
-    fn upsert(&mut self, resource: &Resource, before: &mut Before) {
+    fn upsert(&mut self, resource: &Resource, owner: Owner, before: &mut Before) {
         let id = ResourceId::named(resource.kind(), resource.name());
         match resource {
             Resource::Service(service) => {
-                let previous = self.services.insert(id, Service::project(service));
+                let previous = self.services.insert(id, Service::project(service, owner));
                 before.services.entry(id).or_insert(previous);
             }
-            Resource::Workload(workload) => self.set_workload(id, Some(Workload::project(workload)), before),
+            Resource::Workload(workload) => self.set_workload(id, Some(Workload::project(workload, owner)), before),
             Resource::Node(node) => {
-                let previous = self.node.replace(Node { name: (*node.name).into(), no_endpoints: node.no_endpoints });
+                let previous = self.node.replace(Node::project(node, owner));
                 before.node.get_or_insert(NodeBefore(previous));
             }
         }
@@ -415,8 +339,27 @@ impl Model {
         before.workloads.entry(id).or_insert(previous);
     }
 
-    fn release_frontends(&mut self, id: ResourceId, service: &Service) {
-        for (frontend, _) in plan::frontends(id, service) {
+    /// The node's addresses before the transaction.
+    fn node_addresses_before<'b>(&'b self, before: &'b Before) -> &'b [IpAddr] {
+        match &before.node {
+            None => self.node_addresses(),
+            Some(NodeBefore(previous)) => previous.as_ref().map_or(&[], |node| &node.addresses),
+        }
+    }
+
+    /// The services whose destinations may have changed: those that were touched, and those with node ports if the node's
+    /// addresses were.
+    fn with_moved_frontends(&self, before: &Before) -> BTreeSet<ResourceId> {
+        let mut moved: BTreeSet<ResourceId> = before.services.keys().copied().collect();
+        if self.node_addresses_before(before) != self.node_addresses() {
+            let on_nodes = |service: &Service| service.ports.iter().any(|port| port.node_port != 0);
+            moved.extend(self.services.iter().filter(|(_, service)| on_nodes(service)).map(|(id, _)| *id));
+        }
+        moved
+    }
+
+    fn release_frontends(&mut self, id: ResourceId, service: &Service, node: &[IpAddr]) {
+        for (frontend, _) in plan::frontends(id, service, node) {
             if self.frontends.get(&frontend) == Some(&id) {
                 self.frontends.remove(&frontend);
             }
@@ -425,7 +368,8 @@ impl Model {
 
     fn claim_frontends(&mut self, id: ResourceId) -> Result<(), Rejection> {
         let Some(service) = self.services.get(&id) else { return Ok(()) };
-        for (frontend, _) in plan::frontends(id, service) {
+        let node = self.node.as_ref().map_or(&[][..], |node| &node.addresses);
+        for (frontend, _) in plan::frontends(id, service, node) {
             let owner = *self.frontends.entry(frontend).or_insert(id);
             if owner != id {
                 return Err(Rejection::DuplicateFrontend {
@@ -503,9 +447,13 @@ impl Model {
         }
         let backends = self.settle_backends(before, &mut changes);
         let (services, endpoints) = self.settle_services(before, &mut changes);
-        for (id, previous) in &before.services {
-            let gone = previous.iter().flat_map(|service| plan::frontends(*id, service)).map(|(key, _)| (key, None));
-            let there = self.services.get(id).into_iter().flat_map(|service| plan::frontends(*id, service));
+        for id in self.with_moved_frontends(before) {
+            let now = self.services.get(&id);
+            let previous = before.services.get(&id).map_or(now, Option::as_ref);
+            let (node_before, node) = (self.node_addresses_before(before), self.node_addresses());
+            let gone = previous.into_iter().flat_map(|service| plan::frontends(id, service, node_before));
+            let gone = gone.map(|(key, _)| (key, None));
+            let there = now.into_iter().flat_map(|service| plan::frontends(id, service, node));
             for (key, entry) in gone.chain(there.map(|(key, service)| (key, Some(service)))) {
                 // A destination that moves from one touched service to another is gone from one and there in the other.
                 let slot = changes.frontends.entry(key).or_insert(None);
@@ -527,12 +475,18 @@ impl Model {
             None => self.services.get(&id),
         };
         let mut affected: BTreeSet<ResourceId> = before.workloads.keys().copied().collect();
+        let mut difference = 0;
         for (id, previous) in &before.services {
-            if !same_addresses(previous.as_ref(), self.services.get(id)) {
+            let now = self.services.get(id);
+            if !same_addresses(previous.as_ref(), now) {
                 affected.extend(self.members.get(id).into_iter().flatten());
             }
+            let waypoint_before = previous.as_ref().and_then(|service| plan::waypoint_key(*id, service));
+            let waypoint = now.and_then(|service| plan::waypoint(*id, service));
+            changes.backends.extend(waypoint_before.map(|key| (key, None)));
+            changes.backends.extend(waypoint.map(|(key, address)| (key, Some(address))));
+            difference += i64::from(waypoint.is_some()) - i64::from(waypoint_before.is_some());
         }
-        let mut difference = 0;
         for id in affected {
             let now = self.workloads.get(&id);
             let previous = before.workloads.get(&id).map_or(now, Option::as_ref);
@@ -557,6 +511,10 @@ impl Model {
                 *joined.entry(service).or_default() += 1;
             }
         }
+        if before.node.as_ref().is_some_and(|NodeBefore(previous)| place_of(previous.as_ref()) != self.here()) {
+            let by_place = self.services.iter().filter(|(_, service)| service.locality.mode != LocalityMode::None);
+            by_place.for_each(|(id, _)| _ = joined.entry(*id).or_default());
+        }
         let (mut services, mut endpoints) = (0, 0);
         for (id, joined) in joined {
             let now = self.services.get(&id);
@@ -567,7 +525,11 @@ impl Model {
             };
             let (keys_before, keys_now) = (keys(previous), keys(now));
             services += signed(keys_now.len()) - signed(keys_before.len());
-            endpoints += signed(keys_now.len()) * members_now - signed(keys_before.len()) * (members_now - joined);
+            let slots = |service: Option<&Service>, members: i64| -> i64 {
+                let members = usize::try_from(members).expect("no more have left than there were");
+                signed_u64(service.map_or(0, |service| plan::slots_max(id, service, members)))
+            };
+            endpoints += slots(now, members_now) - slots(previous, members_now - joined);
             changes.services.extend(keys_before.into_iter().map(|key| (key, None)));
             if let Some(service) = now {
                 let entries = keys_now.into_iter().map(|key| (key, Some(plan::service_entry(self, key, service))));
@@ -578,64 +540,44 @@ impl Model {
     }
 
     fn restore(&mut self, before: Before) {
-        for id in before.services.keys() {
-            if let Some(service) = self.services.remove(id) {
-                self.release_frontends(*id, &service);
+        let moved = self.with_moved_frontends(&before);
+        let addresses = self.node_addresses().to_vec();
+        for id in &moved {
+            if let Some(service) = self.services.get(id).cloned() {
+                self.release_frontends(*id, &service, &addresses);
             }
         }
         for (id, previous) in before.services {
-            if let Some(service) = previous {
-                self.services.insert(id, service);
-                self.claim_frontends(id).expect("what was there before fits together");
+            match previous {
+                Some(service) => drop(self.services.insert(id, service)),
+                None => drop(self.services.remove(&id)),
             }
-        }
-        for (id, previous) in before.workloads {
-            self.set_workload(id, previous, &mut Before::default());
         }
         if let Some(NodeBefore(previous)) = before.node {
             self.node = previous;
+        }
+        for id in moved {
+            self.claim_frontends(id).expect("what was there before fits together");
+        }
+        for (id, previous) in before.workloads {
+            self.set_workload(id, previous, &mut Before::default());
         }
         self.usage = before.usage;
     }
 }
 
-impl Service {
-    fn project(service: &resource::Service) -> Self {
-        let ports = service.ports.iter().map(|port| ServicePort { name: String::new(), ..*port }).collect();
-        Self {
-            name: (*service.name).into(),
-            vips: service.vips.clone().into(),
-            ports,
-            load_balancing: service.load_balancing,
-        }
-    }
-}
-
-impl Workload {
-    fn project(workload: &resource::Workload) -> Self {
-        let backing = |backing: &resource::Backing| {
-            (ResourceId::named(Kind::Service, &backing.service), backing.ports.clone().into())
-        };
-        Self {
-            uid: (*workload.uid).into(),
-            v4: workload.addresses.iter().find_map(|address| match address {
-                IpAddr::V4(v4) => Some(*v4),
-                IpAddr::V6(_) => None,
-            }),
-            v6: workload.addresses.iter().find_map(|address| match address {
-                IpAddr::V6(v6) => Some(*v6),
-                IpAddr::V4(_) => None,
-            }),
-            status: workload.status,
-            backings: workload.services.iter().map(backing).collect(),
-        }
-    }
+fn place_of(node: Option<&Node>) -> Place {
+    node.map_or_else(Place::default, |node| node.place)
 }
 
 /// Whether members serve the same socket addresses for both: same ports, same families.
 fn same_addresses(one: Option<&Service>, other: Option<&Service>) -> bool {
     match (one, other) {
-        (Some(one), Some(other)) => one.ports == other.ports && plan::families(one).eq(plan::families(other)),
+        (Some(one), Some(other)) => {
+            one.ports == other.ports
+                && one.all_ports == other.all_ports
+                && plan::families(one).eq(plan::families(other))
+        }
         (None, None) => true,
         _ => false,
     }
@@ -643,4 +585,8 @@ fn same_addresses(one: Option<&Service>, other: Option<&Service>) -> bool {
 
 fn signed(count: usize) -> i64 {
     i64::try_from(count).expect("no collection has more than 2^63 entries")
+}
+
+fn signed_u64(count: u64) -> i64 {
+    i64::try_from(count).expect("capacities are far below 2^63")
 }

@@ -4,28 +4,31 @@
 //! table changes are queued under that LSN. One thread follows the journal's durable head and applies what is queued up
 //! to it. Grace periods run on a thread of their own; while one must be waited for, further records join the batch.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use journal::{Ack, AppendError, Journal, OriginError, OriginState, Receipt, ResumeError, Watermarks};
 use loader::Generation;
-use storage_schema::id::Lsn;
+use storage_schema::id::{Epoch, Lsn, RecordHash};
 use storage_schema::map::Capacities;
-use storage_schema::record::Transaction;
+use storage_schema::record::{Cause, Transaction};
 use storage_schema::resource::Kind;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::apply::Pressure;
+use crate::cancel::Cancel;
 use crate::compare::Comparison;
 use crate::entry::Changes;
 use crate::follower::{Follower, Request};
 use crate::grace::GracePeriods;
-use crate::home::Home;
+use crate::home::{Home, KernelHome};
+use crate::load::Loader;
 use crate::model::{Model, Rejection, Usage};
 use crate::recovery::Identity;
-use crate::start::{self, StartError, StartReport, Started, Target};
+use crate::resume::{self, Believed};
+use crate::start::{self, Prepared, StartError, StartReport, Started, Target};
 use crate::tables::Tables as _;
 
 /// What a pipeline needs to know.
@@ -55,7 +58,7 @@ pub struct Pipeline {
     shared: Arc<Shared>,
     requests: mpsc::UnboundedSender<Request>,
     stop: Option<oneshot::Sender<()>>,
-    threads: Vec<JoinHandle<()>>,
+    thread: Option<JoinHandle<()>>,
 }
 
 /// A push that is on its way to the disk.
@@ -63,6 +66,7 @@ pub struct Pipeline {
 pub struct Pending {
     ack: Ack,
     duplicate: bool,
+    removed: u64,
 }
 
 impl Pending {
@@ -71,9 +75,19 @@ impl Pending {
         self.ack.lsn()
     }
 
+    /// Its record's hash.
+    pub fn hash(&self) -> RecordHash {
+        self.ack.hash()
+    }
+
     /// Whether it was in the journal, or on its way there, before.
     pub const fn is_duplicate(&self) -> bool {
         self.duplicate
+    }
+
+    /// Of a sync: how many resources it removes.
+    pub const fn removed(&self) -> u64 {
+        self.removed
     }
 
     /// Waits until it is durable, or known not to be.
@@ -94,6 +108,9 @@ pub enum PushError {
     /// The journal does not take it.
     #[error(transparent)]
     Journal(#[from] AppendError),
+    /// Nobody is there to apply it.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
 /// The applier is gone: it was stopped, or it came upon a broken invariant and refused to go on.
@@ -147,6 +164,8 @@ pub struct Status {
     pub generation: Option<u64>,
     /// How the start went.
     pub start: StartReport,
+    /// Whether pinned tables are believed and the journal's state is still being loaded: pushes wait.
+    pub loading: bool,
     /// Table entries written since the start, and by it.
     pub entries_written: u64,
     /// Flips since the start.
@@ -155,22 +174,28 @@ pub struct Status {
     pub grace_waits: u64,
     /// Times that the kernel refused something; it was tried again.
     pub refusals: u64,
-    /// How much of the configured limits is used, by what is journaled.
-    pub pressure: [Pressure; 4],
+    /// How much of the configured limits is used, by what is journaled; not known while loading.
+    pub pressure: Vec<Pressure>,
     /// How many entries the present tables have room for, in the order of `pressure`; a new generation has more.
-    pub room: [u64; 4],
+    pub room: Vec<u64>,
     /// Generations that were built since the start.
     pub generations_built: u64,
     /// What other hands have changed.
     pub drift: Drift,
-    /// How many resources there are of each kind, journaled ones that are not applied yet included.
-    pub resources: [(Kind, usize); 3],
+    /// How many resources there are of each kind, journaled ones that are not applied yet included; not known while loading.
+    pub resources: Vec<(Kind, usize)>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) journal: Journal,
     pub(crate) limits: Capacities,
+    /// Gives up what takes long, when the pipeline goes.
+    pub(crate) cancel: Cancel,
+    /// Whether there is a model.
+    loaded: watch::Receiver<bool>,
+    /// Why there will never be one.
+    failure: OnceLock<Arc<StartError>>,
     admission: Mutex<Admission>,
     progress: Mutex<Progress>,
 }
@@ -178,7 +203,8 @@ pub(crate) struct Shared {
 /// What the lock that orders pushes protects.
 #[derive(Debug)]
 struct Admission {
-    model: Model,
+    /// `None` while it is being loaded.
+    model: Option<Model>,
     /// Changes of submitted transactions that are not applied, in the order of their LSNs.
     queue: VecDeque<(Lsn, Changes)>,
     applied: watch::Receiver<Lsn>,
@@ -201,41 +227,81 @@ pub(crate) struct Progress {
     start: StartReport,
 }
 
+/// What the applier thread begins with.
+enum Beginning<H: Home> {
+    /// All that it needs.
+    Prepared(Box<Prepared<H>>),
+    /// Tables that connections go on with, what was done for that, and how to get the rest.
+    Believed(Believed, StartReport, Prepare<H>),
+}
+
+/// Gets what an applier thread needs, which takes long.
+type Prepare<H> = Box<dyn FnOnce(&Cancel) -> Result<Prepared<H>, StartError> + Send>;
+
 impl Pipeline {
-    /// Makes the target show the journal's state and begins to follow it. Blocks until the former is done.
+    /// Makes the target show the journal's state and begins to follow it. Blocks until the former is done, or pinned tables
+    /// are believed: then the state is loaded behind that, and pushes wait for it.
     pub fn start(journal: Journal, options: Options) -> Result<Self, StartError> {
+        Self::start_shown(journal, None, options)
+    }
+
+    /// [`Pipeline::start`], with what the journal has shown to `shown` when it was opened ([`Journal::open_showing`]).
+    pub fn start_shown(journal: Journal, shown: Option<Loader>, options: Options) -> Result<Self, StartError> {
         let Options { target, limits, verify_interval } = options;
+        let begun = Instant::now();
         let identity = Identity::of(&journal);
-        let (model, wanted) = start::load_model(&journal, &limits)?;
+        let cancel = Cancel::default();
         match target {
             Target::Memory => {
-                let started = start::start_memory(identity, &limits, wanted)?;
-                Self::run(journal, limits, model, started, verify_interval, || Ok(()))
+                let (model, wanted) = start::load_model(&journal, &limits, shown, &cancel)?;
+                let mut started = start::start_memory(identity, &limits, wanted, &cancel)?;
+                started.report.took = begun.elapsed();
+                let prepared = Prepared { started, model, wait_for_readers: Box::new(|| Ok(())) };
+                Self::run(journal, limits, cancel, Beginning::Prepared(Box::new(prepared)), verify_interval)
             }
             Target::Kernel(options) => {
-                let (started, grace) = start::start_kernel(options, identity, &limits, &journal, wanted)?;
-                let wait = move || grace.wait().map_err(|error| error.to_string());
-                Self::run(journal, limits, model, started, verify_interval, wait)
+                let believed = resume::believe(&options, &identity, &journal, &limits);
+                let mut home = KernelHome::open(options, identity)?;
+                let beginning = if let Some(believed) = believed {
+                    let links_changed = home.activate(Some(&believed.generation))?;
+                    let report = StartReport { took: begun.elapsed(), links_changed, ..StartReport::default() };
+                    let journal = journal.clone();
+                    let prepare = move |cancel: &Cancel| resume::prepare(home, &journal, &limits, shown, cancel);
+                    Beginning::Believed(believed, report, Box::new(prepare))
+                } else {
+                    let mut prepared = resume::prepare(home, &journal, &limits, shown, &cancel)?;
+                    prepared.started.report.took = begun.elapsed();
+                    Beginning::Prepared(Box::new(prepared))
+                };
+                Self::run(journal, limits, cancel, beginning, verify_interval)
             }
         }
     }
 
-    /// Admits a transaction and submits it to the journal. Waits only while the journal's queue is full. `client` is who pushed
-    /// it, as the transport knows it, for the record.
-    pub async fn push(&self, transaction: Transaction, client: Option<String>) -> Result<Pending, PushError> {
+    /// Admits a transaction and submits it to the journal. Waits only while the journal's queue is full, or its state is being
+    /// loaded. `client` is who pushed it, as the transport knows it, for the record.
+    ///
+    /// A sync ([`Cause::Sync`]) is completed on the way: what its source owns and it does not name, it removes.
+    pub async fn push(&self, mut transaction: Transaction, client: Option<String>) -> Result<Pending, PushError> {
+        self.loaded().await?;
         let permit = self.shared.journal.reserve().await?.client(client);
         let mut admission = self.shared.admission();
         if let OriginState::Duplicate(ack) = self.shared.journal.origin(&transaction.origin)? {
-            return Ok(Pending { ack, duplicate: true });
+            return Ok(Pending { ack, duplicate: true, removed: 0 });
         }
-        let admitted = admission.model.admit(&transaction, &self.shared.limits)?;
+        let sent = transaction.deltas.len();
+        if transaction.cause == Cause::Sync {
+            admission.loaded().complete_sync(&mut transaction);
+        }
+        let removed = (transaction.deltas.len() - sent) as u64;
+        let admitted = admission.loaded().admit(&transaction, &self.shared.limits)?;
         match permit.submit(transaction) {
             Ok(submitted) => {
                 admission.queue.push_back((submitted.lsn, admitted.changes));
-                Ok(Pending { ack: submitted.ack, duplicate: false })
+                Ok(Pending { ack: submitted.ack, duplicate: false, removed })
             }
             Err(error) => {
-                admission.model.revert(admitted);
+                admission.loaded().revert(admitted);
                 Err(error.into())
             }
         }
@@ -247,11 +313,23 @@ impl Pipeline {
         applied.wait_for(|applied| *applied >= lsn).await.map(drop).map_err(|_| Stopped)
     }
 
-    /// Returns when the applier has stopped.
-    pub async fn stopped(&self) -> Stopped {
+    /// Waits until the journal's state is loaded.
+    pub async fn loaded(&self) -> Result<(), Stopped> {
+        let mut loaded = self.shared.loaded.clone();
+        loaded.wait_for(|loaded| *loaded).await.map(drop).map_err(|_| Stopped)
+    }
+
+    /// Returns when the applier has stopped, with the cause if that is that it could not begin.
+    pub async fn stopped(&self) -> Option<Arc<StartError>> {
         let mut applied = self.shared.admission().applied.clone();
         while applied.changed().await.is_ok() {}
-        Stopped
+        self.shared.failure.get().cloned()
+    }
+
+    /// Gives up what takes long: a state that is being loaded, a generation that is being built. For whoever is about to stop,
+    /// and does not want to wait for that, nor have requests wait.
+    pub fn give_up(&self) {
+        self.shared.cancel.cancel();
     }
 
     /// Compares the tables with the journal, cell by cell. What differs is put right by a new generation.
@@ -281,20 +359,33 @@ impl Pipeline {
             return Ok(());
         }
         let mut admission = self.shared.admission();
+        if admission.model.is_none() {
+            // Nothing was submitted yet. What is being loaded is what is durable, and is loaded before this is tried again.
+            return Ok(());
+        }
         let head = journal.resume()?;
-        admission.model = start::read_model(journal)?;
+        admission.model = Some(start::read_model(journal)?);
         admission.queue.retain(|(lsn, _)| *lsn <= head.lsn);
         Ok(())
+    }
+
+    /// How many resources of each kind each source has, in the order of [`Kind::ALL`]. It looks at each resource, and no push
+    /// is admitted meanwhile.
+    pub fn owned(&self) -> BTreeMap<String, [usize; 3]> {
+        let admission = self.shared.admission();
+        admission.model.as_ref().map(owned).unwrap_or_default()
     }
 
     /// How the applier is.
     pub fn status(&self) -> Status {
         let (applied_lsn, resources, usage) = {
             let admission = self.shared.admission();
-            let resources = Kind::ALL.map(|kind| (kind, admission.model.count(kind)));
-            (*admission.applied.borrow(), resources, admission.model.usage())
+            let model = admission.model.as_ref();
+            let resources = model.map(|model| Kind::ALL.map(|kind| (kind, model.count(kind))).to_vec());
+            (*admission.applied.borrow(), resources.unwrap_or_default(), model.map(Model::usage))
         };
         let progress = self.shared.progress().clone();
+        let pressure = |capacities| usage.map(|usage| usage.pressure(capacities).to_vec()).unwrap_or_default();
         Status {
             watermarks: self.shared.journal.watermarks(),
             applied_lsn,
@@ -304,12 +395,13 @@ impl Pipeline {
                 .or_else(|| self.shared.journal.failure().map(|failure| failure.to_string())),
             generation: progress.generation,
             start: progress.start,
+            loading: usage.is_none(),
             entries_written: progress.entries_written,
             flips: progress.flips,
             grace_waits: progress.grace_waits,
             refusals: progress.refusals,
-            pressure: usage.pressure(&self.shared.limits),
-            room: usage.pressure(&progress.capacities).map(|table| table.capacity),
+            pressure: pressure(&self.shared.limits),
+            room: pressure(&progress.capacities).iter().map(|table| table.capacity).collect(),
             generations_built: progress.generations_built,
             drift: progress.drift,
             resources,
@@ -319,52 +411,176 @@ impl Pipeline {
     fn run<H: Home>(
         journal: Journal,
         limits: Capacities,
-        model: Model,
-        started: Started<H>,
+        cancel: Cancel,
+        beginning: Beginning<H>,
         verify_interval: Duration,
-        wait_for_readers: impl Fn() -> Result<(), String> + Send + 'static,
     ) -> Result<Self, StartError> {
-        let Started { applier, generation, report, .. } = &started;
-        let (applied_sender, applied) = watch::channel(Lsn::from(applier.active()));
-        let progress = Progress {
+        let (applied_sender, applied) = watch::channel(Lsn::from(beginning.epoch()));
+        let (loaded_sender, loaded) = watch::channel(false);
+        let shared = Arc::new(Shared {
+            journal,
+            limits,
+            cancel,
+            loaded,
+            failure: OnceLock::new(),
+            admission: Mutex::new(Admission { model: None, queue: VecDeque::new(), applied }),
+            progress: Mutex::new(beginning.progress()),
+        });
+        let (requests, requested) = mpsc::unbounded_channel();
+        let (stop, stopped) = oneshot::channel();
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(StartError::Thread)?;
+        let thread = ApplierThread {
+            shared: Arc::clone(&shared),
+            applied: applied_sender,
+            loaded: loaded_sender,
+            requested,
+            verify_interval,
+        };
+        let follow = move |(follower, grace_thread): (Follower<H>, JoinHandle<()>)| {
+            runtime.block_on(follower.follow(stopped));
+            // A panic there has been reported by its own message.
+            drop(grace_thread.join());
+        };
+        let thread = match beginning {
+            Beginning::Prepared(prepared) => {
+                let begun = thread.begin(*prepared)?;
+                spawn("applier", move || follow(begun))?
+            }
+            Beginning::Believed(_, _, prepare) => spawn("applier", move || {
+                if let Some(begun) = thread.load(prepare) {
+                    follow(begun);
+                }
+            })?,
+        };
+        Ok(Self { shared, requests, stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl<H: Home> Beginning<H> {
+    fn epoch(&self) -> Epoch {
+        match self {
+            Self::Prepared(prepared) => prepared.started.applier.active(),
+            Self::Believed(believed, ..) => believed.epoch,
+        }
+    }
+
+    fn progress(&self) -> Progress {
+        let (generation, capacities, start) = match self {
+            Self::Prepared(prepared) => {
+                let started = &prepared.started;
+                (started.generation.as_ref(), started.applier.tables().capacities(), &started.report)
+            }
+            Self::Believed(believed, report, _) => (Some(&believed.generation), believed.capacities, report),
+        };
+        Progress {
             trouble: None,
             inspection_trouble: None,
-            generation: generation.as_ref().map(Generation::number),
+            generation: generation.map(Generation::number),
             generations_built: 0,
-            capacities: applier.tables().capacities(),
-            entries_written: report.entries_written,
+            capacities,
+            entries_written: start.entries_written,
             flips: 0,
             grace_waits: 0,
             refusals: 0,
             drift: Drift::default(),
-            start: report.clone(),
+            start: start.clone(),
+        }
+    }
+}
+
+/// What the applier thread has before it has tables.
+struct ApplierThread {
+    shared: Arc<Shared>,
+    applied: watch::Sender<Lsn>,
+    loaded: watch::Sender<bool>,
+    requested: mpsc::UnboundedReceiver<Request>,
+    verify_interval: Duration,
+}
+
+impl ApplierThread {
+    /// Proves tables that were believed, or has others take their place. `None`: it is over.
+    fn load<H: Home>(
+        self,
+        prepare: impl FnOnce(&Cancel) -> Result<Prepared<H>, StartError>,
+    ) -> Option<(Follower<H>, JoinHandle<()>)> {
+        let begun = Instant::now();
+        let shared = Arc::clone(&self.shared);
+        let prepared = match prepare(&shared.cancel) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                if !matches!(error, StartError::Cancelled) {
+                    tracing::error!(%error, "the journal's state cannot be loaded; what is pinned balances on");
+                }
+                // Before `self` goes: whoever notices that asks why.
+                drop(shared.failure.set(Arc::new(error)));
+                return None;
+            }
         };
-        let durable = journal.durable();
-        let shared = Arc::new(Shared {
-            journal,
-            limits,
-            admission: Mutex::new(Admission { model, queue: VecDeque::new(), applied }),
-            progress: Mutex::new(progress),
-        });
+        let report = &prepared.started.report;
+        let (rebuilt, entries_written) = (report.rebuilt.as_deref(), report.entries_written);
+        tracing::info!(took = ?begun.elapsed(), rebuilt, entries_written, "the journal's state is loaded");
+        shared.progress().generations_built += u64::from(rebuilt.is_some());
+        self.begin(prepared).inspect_err(|error| tracing::error!(%error, "the applier cannot begin")).ok()
+    }
+
+    /// Lets pushes in.
+    fn begin<H: Home>(self, prepared: Prepared<H>) -> Result<(Follower<H>, JoinHandle<()>), StartError> {
+        let Self { shared, applied, loaded, requested, verify_interval } = self;
+        let Prepared { started, model, wait_for_readers } = prepared;
         let (grace, grace_thread) = GracePeriods::start(wait_for_readers)?;
-        let (requests, requested) = mpsc::unbounded_channel();
-        let follower =
-            Follower::new(Arc::clone(&shared), started, applied_sender, durable, grace, requested, verify_interval);
-        let (stop, stopped) = oneshot::channel();
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(StartError::Thread)?;
-        let applier_thread = spawn("applier", move || runtime.block_on(follower.follow(stopped)))?;
-        Ok(Self { shared, requests, stop: Some(stop), threads: vec![applier_thread, grace_thread] })
+        shared.progress().begin(&started);
+        let lsn = Lsn::from(started.applier.active());
+        applied.send_if_modified(|applied| std::mem::replace(applied, lsn) != lsn);
+        shared.admission().model = Some(model);
+        loaded.send_replace(true);
+        let durable = shared.journal.durable();
+        let follower = Follower::new(shared, started, applied, durable, grace, requested, verify_interval);
+        Ok((follower, grace_thread))
+    }
+}
+
+impl Progress {
+    /// What the start has led to, once it is known.
+    fn begin<H: Home>(&mut self, started: &Started<H>) {
+        let Started { applier, generation, report, compared, .. } = started;
+        self.generation = generation.as_ref().map(Generation::number);
+        self.capacities = applier.tables().capacities();
+        self.entries_written = report.entries_written;
+        let before = std::mem::replace(&mut self.start, report.clone());
+        // To be ready took as long as it took; what came behind it did not count.
+        self.start.took = before.took.max(report.took);
+        self.start.links_changed = before.links_changed.max(report.links_changed);
+        if let Some(comparison) = compared {
+            self.drift.note(comparison);
+        }
+    }
+}
+
+impl Drift {
+    /// Takes note of a comparison.
+    pub(crate) fn note(&mut self, comparison: &Comparison) {
+        self.compared_at = Some(SystemTime::now());
+        self.entries_checked = comparison.checked;
+        self.entries_differing += comparison.differing;
     }
 }
 
 impl Drop for Pipeline {
     fn drop(&mut self) {
+        self.shared.cancel.cancel();
         self.stop.take();
-        for thread in self.threads.drain(..) {
+        if let Some(thread) = self.thread.take() {
             // A panic there has been reported by its own message.
             drop(thread.join());
         }
+    }
+}
+
+impl Admission {
+    /// The model, for those who have waited for it.
+    fn loaded(&mut self) -> &mut Model {
+        self.model.as_mut().expect("nothing is admitted or applied before the state is loaded")
     }
 }
 
@@ -380,7 +596,7 @@ impl Shared {
 
     /// What the journaled state takes of the tables.
     pub(crate) fn usage(&self) -> Usage {
-        self.admission().model.usage()
+        self.admission().loaded().usage()
     }
 
     /// The changes of all records up to `lsn`, as one.
@@ -392,6 +608,10 @@ impl Shared {
         }
         changes
     }
+}
+
+fn owned(model: &Model) -> BTreeMap<String, [usize; 3]> {
+    model.owned().into_iter().map(|(source, counts)| (source.to_owned(), counts)).collect()
 }
 
 pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {

@@ -8,57 +8,117 @@ use std::net::IpAddr;
 
 use storage_schema::id::ResourceId;
 use storage_schema::map::{self, FrontendKey, key::address_words};
-use storage_schema::resource::{Kind, LoadBalancing, WorkloadStatus};
+use storage_schema::resource::{Kind, NoEndpoints, Policy, Protocol, WorkloadStatus};
 
 use crate::both::both;
 use crate::entry::{BackendKey, Changes, Family, ServiceEntry, ServiceKey};
 use crate::model::{Model, Service, Workload};
+use crate::{place, selection};
 
-/// The destinations that lead to a service.
-pub fn frontends(id: ResourceId, service: &Service) -> impl Iterator<Item = (FrontendKey, ServiceKey)> {
-    service.vips.iter().flat_map(move |vip| {
-        service.ports.iter().map(move |port| {
-            let protocol = port.protocol.number();
-            let family = Family::of(*vip);
-            (FrontendKey::new(*vip, port.port, protocol), ServiceKey { service: id, port: port.port, protocol, family })
-        })
+/// The destinations that lead to a service, on a node with these addresses.
+pub fn frontends(
+    id: ResourceId,
+    service: &Service,
+    node: &[IpAddr],
+) -> impl Iterator<Item = (FrontendKey, ServiceKey)> {
+    let of_service = service.addresses.iter().flat_map(move |address| {
+        ports(service).map(move |(port, protocol)| (FrontendKey::new(*address, port, protocol), port))
+    });
+    let of_node = node.iter().flat_map(move |address| {
+        let ports = service.ports.iter().filter(|port| port.node_port != 0);
+        ports.map(move |port| (FrontendKey::new(*address, port.node_port, port.protocol.number()), port.port))
+    });
+    of_service.chain(of_node).map(move |(key, port)| {
+        let service = ServiceKey { service: id, port, protocol: key.protocol, family: Family::of(key.ip()) };
+        (key, service)
     })
 }
 
-/// The service ports of a service: one for each port and family that it has a virtual address of.
+/// The service ports of a service: one for each port and family that it may be reached over.
 pub fn service_keys(id: ResourceId, service: &Service) -> impl Iterator<Item = ServiceKey> {
     families(service).flat_map(move |family| {
-        service.ports.iter().map(move |port| ServiceKey {
-            service: id,
-            port: port.port,
-            protocol: port.protocol.number(),
-            family,
-        })
+        ports(service).map(move |(port, protocol)| ServiceKey { service: id, port, protocol, family })
     })
 }
 
-/// The entry of a service port, with the members' addresses that may be chosen: the healthy ones, or, if there is none,
-/// those that are terminating.
+/// Ports and protocols; port 0 is every other port.
+fn ports(service: &Service) -> impl Iterator<Item = (u16, u8)> {
+    let every_other = Protocol::ALL.into_iter().filter(|_| service.all_ports).map(|protocol| (0, protocol.number()));
+    service.ports.iter().map(|port| (port.port, port.protocol.number())).chain(every_other)
+}
+
+/// The entry of a service port, with the backends that may be chosen. With a waypoint that is the waypoint alone, for clients
+/// of its own family: no connection goes round it. Otherwise, of the members that the preference of locality lets choose, it
+/// is the healthy ones, or, if there is none, those that are terminating.
 pub fn service_entry(model: &Model, key: ServiceKey, service: &Service) -> ServiceEntry {
-    let policy = match service.load_balancing {
-        LoadBalancing::Random => map::Service::RANDOM,
+    let no_endpoints = match service.no_endpoints {
+        None => 0,
+        Some(NoEndpoints::Pass) => map::Service::NO_ENDPOINTS_PASS,
+        Some(NoEndpoints::Refuse) => map::Service::NO_ENDPOINTS_REFUSE,
     };
-    let with_status = |status: WorkloadStatus| -> Vec<BackendKey> {
-        model
-            .members(key.service)
-            .filter(|(_, workload)| workload.status == status)
-            .filter_map(|(id, workload)| {
-                workload.address(key.family)?;
-                let port = workload.target_port(key, service)?;
-                Some(BackendKey { workload: id, port, family: key.family })
-            })
-            .collect()
-    };
-    let mut endpoints = with_status(WorkloadStatus::Healthy);
-    if endpoints.is_empty() {
-        endpoints = with_status(WorkloadStatus::Terminating);
+    let flags = no_endpoints | if service.accelerate { map::Service::ACCELERATE } else { 0 };
+    if service.waypoint.is_some() {
+        let flags = flags | map::Service::WAYPOINT;
+        let endpoints = waypoint_key(key.service, service).filter(|waypoint| waypoint.family == key.family);
+        let endpoints = endpoints.into_iter().collect();
+        return ServiceEntry { policy: map::Service::RANDOM, flags, endpoints, ..ServiceEntry::default() };
     }
-    ServiceEntry { policy, endpoints }
+    let members = choosable(model, key, service);
+    let policy = selection::policy_number(service.policy);
+    let weights = match service.policy {
+        Policy::Weighted => members.iter().map(|(_, workload)| workload.weight.max(1)).collect(),
+        Policy::Random | Policy::Maglev => Vec::new(),
+    };
+    let table_slots = match service.policy {
+        Policy::Maglev => selection::table_slots(model.members_count(key.service)),
+        Policy::Random | Policy::Weighted => 0,
+    };
+    let endpoints = members.into_iter().map(|(endpoint, _)| endpoint).collect();
+    ServiceEntry { policy, flags, endpoints, weights, table_slots }
+}
+
+/// The members of a service port that connections may go to, in the order of their keys.
+fn choosable<'m>(model: &'m Model, key: ServiceKey, service: &Service) -> Vec<(BackendKey, &'m Workload)> {
+    let here = model.here();
+    let with_status = |status: WorkloadStatus| -> Vec<(BackendKey, &Workload)> {
+        let members = model.members(key.service).filter(|(_, workload)| workload.status == status);
+        let reachable = members.filter_map(|(id, workload)| {
+            workload.address(key.family)?;
+            let port = workload.target_port(key, service)?;
+            Some((BackendKey { workload: id, port, family: key.family }, workload))
+        });
+        let mut members = place::prefer(reachable.collect(), &service.locality, &here, |(_, workload)| workload.place);
+        // A weight of 0 is no share, unless nobody has one.
+        if service.policy == Policy::Weighted && members.iter().any(|(_, workload)| workload.weight > 0) {
+            members.retain(|(_, workload)| workload.weight > 0);
+        }
+        members
+    };
+    let healthy = with_status(WorkloadStatus::Healthy);
+    if healthy.is_empty() { with_status(WorkloadStatus::Terminating) } else { healthy }
+}
+
+/// The most slots that the runs of a service with this many members take.
+pub fn slots_max(id: ResourceId, service: &Service, members: usize) -> u64 {
+    let each = match service.waypoint {
+        Some(_) => 1,
+        None => selection::slots_max(service.policy, members),
+    };
+    service_keys(id, service).count() as u64 * each
+}
+
+/// The entry of `backends` for a service's waypoint, if it has one that any of its clients can be sent to.
+pub fn waypoint_key(id: ResourceId, service: &Service) -> Option<BackendKey> {
+    let (address, port) = service.waypoint?;
+    let family = Family::of(address);
+    let dialled = families(service).any(|own| own == family);
+    dialled.then_some(BackendKey { workload: id, port, family })
+}
+
+/// The entry of `backends` for a service's waypoint, with its address.
+pub fn waypoint(id: ResourceId, service: &Service) -> Option<(BackendKey, [u32; 4])> {
+    let (address, _) = service.waypoint?;
+    waypoint_key(id, service).map(|key| (key, address_words(address)))
 }
 
 /// The socket addresses at which a workload serves, given the services it backs, each once, in order.
@@ -93,7 +153,7 @@ pub fn everything(model: &Model) -> Changes {
     let node = Some(model.node_entry());
     let entries = model.count(Kind::Workload);
     let (backends, services) = both(entries, || all_backends(model), || all_services(model));
-    let frontends = model.services().flat_map(|(id, service)| frontends(id, service));
+    let frontends = model.services().flat_map(|(id, service)| frontends(id, service, model.node_addresses()));
     let frontends = frontends.map(|(frontend, key)| (frontend, Some(key))).collect();
     Changes { frontends, services, backends, node }
 }
@@ -110,12 +170,15 @@ fn all_backends(model: &Model) -> BTreeMap<BackendKey, Option<[u32; 4]>> {
         let keys = backend_keys(id, workload, |id| model.service(id));
         keys.into_iter().map(move |key| (key, backend_address(workload, key.family)))
     };
-    model.workloads().flat_map(of).collect()
+    let waypoints = model.services().filter_map(|(id, service)| waypoint(id, service));
+    let waypoints = waypoints.map(|(key, address)| (key, Some(address)));
+    model.workloads().flat_map(of).chain(waypoints).collect()
 }
 
-/// The families that a service has a virtual address of.
+/// The families that a service has an address of; with node ports both, whatever addresses the node has just now.
 pub fn families(service: &Service) -> impl Iterator<Item = Family> {
-    let has = |family| service.vips.iter().any(|vip| Family::of(*vip) == family);
+    let on_nodes = service.ports.iter().any(|port| port.node_port != 0);
+    let has = move |family| on_nodes || service.addresses.iter().any(|address| Family::of(*address) == family);
     [Family::V4, Family::V6].into_iter().filter(move |family| has(*family))
 }
 
@@ -128,9 +191,12 @@ impl Workload {
         }
     }
 
-    /// The port on which it serves a service port; `None` if it does not back the service.
+    /// The port on which it serves a service port (0: the one that the client dialled); `None` if it does not back the service.
     fn target_port(&self, key: ServiceKey, service: &Service) -> Option<u16> {
         let (_, overrides) = self.backings.iter().find(|(backed, _)| *backed == key.service)?;
+        if key.port == 0 {
+            return Some(0);
+        }
         let own = overrides.iter().find(|port| port.service_port == key.port).map(|port| port.target_port);
         own.or_else(|| {
             let port = service.ports.iter().find(|p| p.port == key.port && p.protocol.number() == key.protocol)?;

@@ -52,6 +52,15 @@ impl Identity {
     }
 }
 
+/// Which of the generations that connections run may be believed before it is proven: the newest, if all show one and the same
+/// epoch. Then any mixture of links is right, and the links that still run another can be switched. `epochs`: what each
+/// shows, oldest generation first; `None` for one that is not this node's, or shows what its journal has not.
+pub fn believable(epochs: impl IntoIterator<Item = Option<Epoch>>) -> Option<usize> {
+    let epochs: Vec<Epoch> = epochs.into_iter().collect::<Option<_>>()?;
+    let newest = epochs.len().checked_sub(1)?;
+    epochs.iter().all(|epoch| *epoch == epochs[newest]).then_some(newest)
+}
+
 /// What recovery found and did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Recovered {
@@ -127,6 +136,20 @@ impl<T: Tables> Applier<T> {
         let layout = Layout { backends: backends?, services, frontends, runs: runs.recovered(epoch) };
         let retiring = leftover.iter().map(|key| Retiring { epoch, entry: RetiringEntry::Frontend(*key) }).collect();
         Ok((Self { tables, layout, active: epoch, quiesced: Epoch(0), retiring }, recovered))
+    }
+
+    /// Brings tables that nobody sees up to what was applied to others meanwhile. No reader need be waited for.
+    pub fn catch_up(&mut self, since: &[(Changes, Durable<Head>)]) -> Result<(), ApplyError> {
+        self.quiesce(self.active)?;
+        for (changes, head) in since {
+            if let Err(error) = self.apply(changes, *head) {
+                let ApplyError::Blocked { .. } = error else { return Err(error) };
+                self.quiesce(self.active)?;
+                self.apply(changes, *head)?;
+            }
+            self.quiesce(self.active)?;
+        }
+        Ok(())
     }
 
     /// Makes the tables show exactly `wanted`, the whole state at `head`: what is there and not wanted goes.

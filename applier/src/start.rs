@@ -1,30 +1,26 @@
-//! The start: go on with the generation that is there, or build a new one from the journal.
+//! The start: the journal's state, and tables that show it.
 //!
-//! | pins | what happens | writes |
-//! |---|---|---|
-//! | a complete generation of this store, boot, ABI and object, large enough, at the durable LSN | verified, gone on with | 0 |
-//! | the same, behind the durable LSN | scrubbed, brought up to date with one flip | what changed |
-//! | none, or one that does not fit (other store, boot, ABI or object; too small; damaged; ahead of the journal) | a new one is built beside it, the links switch over, the old one goes | all |
-//!
-//! In every case the links run a complete generation before, during and after, so that the datapath never stands still.
+//! What is pinned is gone on with where it can be ([`resume`](crate::resume)); everything else begins with empty tables that are
+//! filled from the journal before anybody sees them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use journal::{Durable, Head, Journal, ReadError, Reader};
-use loader::{Generation, Grace, LoadError};
-use storage_schema::codec;
-use storage_schema::id::{Epoch, Lsn};
-use storage_schema::map::{Capacities, Control};
+use journal::{Durable, Head, Journal, ReadError, Reader, State};
+use loader::{Generation, LoadError};
+use storage_schema::id::Lsn;
+use storage_schema::map::Capacities;
 
-use crate::apply::{Applied, Applier, ApplyError};
+use crate::apply::{Applier, ApplyError};
+use crate::cancel::Cancel;
+use crate::compare::Comparison;
 use crate::entry::Changes;
-use crate::home::{Home, KernelHome, MemoryHome};
-use crate::load::{Loader, Undecodable};
+use crate::home::{Home, MemoryHome};
+use crate::load::Loader;
 use crate::model::{Model, Usage};
 use crate::plan;
-use crate::recovery::{Identity, RecoveryError};
+use crate::recovery::Identity;
 use crate::sizing;
-use crate::tables::{KernelTables, TableError};
+use crate::tables::{TableError, Tables};
 
 /// Where the state is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,12 +59,15 @@ pub enum StartError {
     /// A thread could not be created.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] std::io::Error),
+    /// It was told to stop.
+    #[error("given up, as the agent stops")]
+    Cancelled,
 }
 
-/// How the start went.
+/// How the start went. Where pinned tables were believed, it is complete once the state is loaded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StartReport {
-    /// From the open journal to attached programs that show its state.
+    /// From the open journal to attached programs that show a state of it.
     pub took: Duration,
     /// Table entries that were written.
     pub entries_written: u64,
@@ -87,6 +86,15 @@ pub(crate) struct Started<H: Home> {
     pub(crate) applier: Applier<H::Tables>,
     pub(crate) generation: Option<Generation>,
     pub(crate) report: StartReport,
+    /// What was found when pinned tables were compared with the journal.
+    pub(crate) compared: Option<Comparison>,
+}
+
+/// All that the applier thread needs.
+pub(crate) struct Prepared<H: Home> {
+    pub(crate) started: Started<H>,
+    pub(crate) model: Model,
+    pub(crate) wait_for_readers: Box<dyn Fn() -> Result<(), String> + Send>,
 }
 
 /// A generation that is complete and that nobody sees.
@@ -106,52 +114,100 @@ pub(crate) struct Wanted {
     pub(crate) usage: Usage,
 }
 
-/// Reads the journal's state. Nothing may be pushed meanwhile.
-pub(crate) fn load_model(journal: &Journal, limits: &Capacities) -> Result<(Model, Wanted), StartError> {
+/// The journal's state: what opening it has shown and the records since, or else what the store has. Nothing may be pushed
+/// meanwhile.
+pub(crate) fn load_model(
+    journal: &Journal,
+    limits: &Capacities,
+    shown: Option<Loader>,
+    cancel: &Cancel,
+) -> Result<(Model, Wanted), StartError> {
     let head = journal.durable().head();
-    journal.blocking_wait_stored(head.lsn)?;
-    let model = read_model(journal)?;
+    let model = match shown.and_then(|shown| from_shown(journal, shown)) {
+        Some(model) => model,
+        None => {
+            journal.blocking_wait_stored(head.lsn)?;
+            cancel.check()?;
+            read_model(journal)?
+        }
+    };
+    cancel.check()?;
     model.check_capacities(limits).map_err(|over| match over {
         crate::Rejection::OverCapacity { table, needed, capacity } => StartError::TooSmall { table, needed, capacity },
         other => unreachable!("capacities are all that was checked, and the answer is {other}"),
     })?;
     let wanted = Wanted { head, everything: plan::everything(&model), usage: model.usage() };
+    cancel.check()?;
     Ok((model, wanted))
+}
+
+/// `None`: it cannot be used, and the store is read instead.
+fn from_shown(journal: &Journal, shown: Loader) -> Option<Model> {
+    let shown_lsn = journal.open_report().shown_lsn?;
+    let model = journal.read_from(shown_lsn.next()).and_then(|later| shown.finish_after(later));
+    model.inspect_err(|error| tracing::warn!(%error, "the store is read once more")).ok()
 }
 
 /// The model of the state that the journal's store shows.
 pub(crate) fn read_model(journal: &Journal) -> Result<Model, ReadError> {
     let mut loader = Loader::new(usize::try_from(journal.resources_count()?).unwrap_or_default());
-    journal.for_each_encoded(|stored| loader.add(stored.kind, stored.name, stored.encoded))?;
-    finish(loader)
+    journal.for_each_encoded(|stored| loader.add(&stored))?;
+    Ok(loader.finish()?)
 }
 
 /// What the tables must show at a record, from the journal alone.
-pub(crate) fn read_wanted(journal: &Journal, head: Durable<Head>) -> Result<Wanted, ReadError> {
-    let model = read_past(&journal.reader(), head.lsn)?;
+pub(crate) fn read_wanted(journal: &Journal, head: Durable<Head>, cancel: &Cancel) -> Result<Wanted, StartError> {
+    let state = journal.reader().state_at_while(head.lsn, || !cancel.is_cancelled());
+    cancel.check()?;
+    let model = model_of(&state?)?;
+    cancel.check()?;
     Ok(Wanted { head, everything: plan::everything(&model), usage: model.usage() })
 }
 
 /// The model of the state at a record.
 pub fn read_past(reader: &Reader, lsn: Lsn) -> Result<Model, ReadError> {
-    let state = reader.state_at(lsn)?;
+    model_of(&reader.state_at(lsn)?)
+}
+
+fn model_of(state: &State) -> Result<Model, ReadError> {
     let mut loader = Loader::new(state.len());
-    state.iter().for_each(|stored| loader.add(stored.kind, stored.name, stored.encoded));
-    finish(loader)
+    state.iter().for_each(|stored| loader.add(&stored));
+    Ok(loader.finish()?)
 }
 
-fn finish(loader: Loader) -> Result<Model, ReadError> {
-    loader.finish().map_err(|Undecodable { key, source }| ReadError::UndecodableResource { key, source })
-}
-
-/// Builds a new generation that shows `wanted`; it is complete, and nobody sees it yet.
-pub(crate) fn build<H: Home>(home: &H, capacities: Capacities, wanted: &mut Wanted) -> Result<Built<H>, StartError> {
+/// Builds a new generation that shows `wanted`; it is complete, and nobody sees it yet. Of one that is given up nothing stays.
+pub(crate) fn build<H: Home>(
+    home: &H,
+    capacities: Capacities,
+    wanted: &mut Wanted,
+    cancel: &Cancel,
+) -> Result<Built<H>, StartError> {
+    cancel.check()?;
     let (generation, tables) = home.create(&capacities)?;
-    let mut applier = Applier::create(tables, home.identity());
+    match fill(tables, home.identity(), wanted, cancel) {
+        Ok((applier, entries)) => Ok(Built { generation, applier, entries }),
+        Err(error) => {
+            if let Some(Err(error)) = generation.as_ref().map(Generation::discard) {
+                tracing::warn!(%error, "a generation that was not finished stays until the next switch");
+            }
+            Err(error)
+        }
+    }
+}
+
+fn fill<T: Tables>(
+    tables: T,
+    identity: &Identity,
+    wanted: &mut Wanted,
+    cancel: &Cancel,
+) -> Result<(Applier<T>, u64), StartError> {
+    cancel.check()?;
+    let mut applier = Applier::create(tables, identity);
     let applied = applier.reconcile(&mut wanted.everything, wanted.head).map_err(StartError::Fill)?;
+    cancel.check()?;
     fail::fail_point!("applier.before_complete");
     applier.complete();
-    Ok(Built { generation, applier, entries: applied.entries })
+    Ok((applier, applied.entries))
 }
 
 /// Starts with tables in memory.
@@ -159,136 +215,11 @@ pub(crate) fn start_memory(
     identity: Identity,
     limits: &Capacities,
     mut wanted: Wanted,
+    cancel: &Cancel,
 ) -> Result<Started<MemoryHome>, StartError> {
-    let begin = Instant::now();
     let home = MemoryHome::new(identity);
     let capacities = sizing::fitting(&wanted.usage, limits);
-    let Built { generation, applier, entries } = build(&home, capacities, &mut wanted)?;
-    let report = StartReport { took: begin.elapsed(), entries_written: entries, ..StartReport::default() };
-    Ok(Started { home, applier, generation, report })
-}
-
-/// Starts with the kernel's tables.
-pub(crate) fn start_kernel(
-    options: loader::Options,
-    identity: Identity,
-    limits: &Capacities,
-    journal: &Journal,
-    mut wanted: Wanted,
-) -> Result<(Started<KernelHome>, Grace), StartError> {
-    let begin = Instant::now();
-    let mut home = KernelHome::open(options, identity)?;
-    let grace = Grace::new()?;
-    let start = KernelStart { home: &home, grace: &grace, limits, journal };
-    let (generation, applier, mut report) = start.resume_or_build(&mut wanted)?;
-    fail::fail_point!("applier.before_activate");
-    report.links_changed = home.activate(Some(&generation))?;
-    fail::fail_point!("applier.after_activate");
-    report.took = begin.elapsed();
-    Ok((Started { home, applier, generation: Some(generation), report }, grace))
-}
-
-struct KernelStart<'s> {
-    home: &'s KernelHome,
-    grace: &'s Grace,
-    limits: &'s Capacities,
-    journal: &'s Journal,
-}
-
-/// Why a generation is not gone on with.
-#[derive(Debug, thiserror::Error)]
-enum Unfit {
-    #[error("it was made by another build, for another journal, before this boot, or was not finished")]
-    Foreign,
-    #[error("its tables are too small")]
-    TooSmall,
-    #[error("it shows LSN {epoch}, and the journal ends at {durable_lsn}")]
-    Ahead { epoch: Epoch, durable_lsn: Lsn },
-    #[error("the record it shows, {epoch}, is not the journal's")]
-    OtherHistory { epoch: Epoch },
-    #[error(transparent)]
-    Recovery(#[from] RecoveryError),
-    #[error(transparent)]
-    Apply(#[from] ApplyError),
-    #[error(transparent)]
-    Table(#[from] TableError),
-    #[error(transparent)]
-    Load(#[from] LoadError),
-}
-
-impl KernelStart<'_> {
-    fn resume_or_build(
-        &self,
-        wanted: &mut Wanted,
-    ) -> Result<(Generation, Applier<KernelTables>, StartReport), StartError> {
-        let mut why_not = None;
-        for generation in self.home.datapath().complete_generations()? {
-            match self.resume(&generation, wanted) {
-                Ok((applier, report)) => return Ok((generation, applier, report)),
-                Err(unfit) => {
-                    tracing::warn!(generation = generation.number(), reason = %unfit, "the pinned maps are replaced");
-                    why_not.get_or_insert(unfit.to_string());
-                }
-            }
-        }
-        let capacities = sizing::fitting(&wanted.usage, self.limits);
-        let Built { generation, applier, entries } = build(self.home, capacities, wanted)?;
-        let generation = generation.expect("a generation of the kernel's is pinned");
-        let rebuilt = Some(why_not.unwrap_or_else(|| "nothing was pinned".to_owned()));
-        let report = StartReport { entries_written: entries, rebuilt, ..StartReport::default() };
-        Ok((generation, applier, report))
-    }
-
-    fn resume(
-        &self,
-        generation: &Generation,
-        wanted: &mut Wanted,
-    ) -> Result<(Applier<KernelTables>, StartReport), Unfit> {
-        let control = generation.control()?.filter(|c| self.home.identity().matches(c)).ok_or(Unfit::Foreign)?;
-        let capacities = generation.capacities()?;
-        if sizing::growth(&capacities, &wanted.usage, self.limits).is_some() {
-            return Err(Unfit::TooSmall);
-        }
-        self.check_history(&control, wanted.head)?;
-        let (mut applier, recovered) = Applier::recover(KernelTables::open(generation, capacities)?)?;
-        let applied = self.catch_up(&mut applier, wanted)?;
-        let report = StartReport {
-            entries_written: applied.entries + recovered.reindexed as u64,
-            scrubbed: recovered.scrubbed,
-            ..StartReport::default()
-        };
-        Ok((applier, report))
-    }
-
-    /// Whether the state that is shown is one that this journal has had.
-    fn check_history(&self, control: &Control, durable: Durable<Head>) -> Result<(), Unfit> {
-        let epoch = Epoch(control.active_epoch);
-        let lsn = Lsn::from(epoch);
-        if lsn > durable.lsn {
-            return Err(Unfit::Ahead { epoch, durable_lsn: durable.lsn });
-        }
-        if lsn == Lsn::ZERO {
-            return Ok(());
-        }
-        let shown = control.heads.iter().find(|head| head.epoch == epoch.0).map(|head| head.record_hash);
-        let journaled = if lsn == durable.lsn {
-            Some(durable.hash.0)
-        } else {
-            self.journal.encoded_record(lsn).ok().map(|record| codec::hash_record(&record.encoded).0)
-        };
-        // A record that is no longer kept cannot be compared, so its state is not believed.
-        if journaled.is_some() && shown == journaled { Ok(()) } else { Err(Unfit::OtherHistory { epoch }) }
-    }
-
-    fn catch_up(&self, applier: &mut Applier<KernelTables>, wanted: &mut Wanted) -> Result<Applied, Unfit> {
-        match applier.reconcile(&mut wanted.everything, wanted.head) {
-            Err(ApplyError::Blocked { .. }) => {
-                let active = applier.active();
-                self.grace.wait()?;
-                applier.quiesce(active)?;
-                Ok(applier.reconcile(&mut wanted.everything, wanted.head)?)
-            }
-            outcome => Ok(outcome?),
-        }
-    }
+    let Built { generation, applier, entries } = build(&home, capacities, &mut wanted, cancel)?;
+    let report = StartReport { entries_written: entries, ..StartReport::default() };
+    Ok(Started { home, applier, generation, report, compared: None })
 }

@@ -6,12 +6,17 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 
-use storage_schema::resource::{Node, Resource, ResourceKey, Service, Waypoint, Workload};
+use storage_schema::resource::{
+    Drain, DrainMode, LoadBalancing, LocalityMode, Node, Resource, ResourceKey, Service, ServicePort, Waypoint,
+    Workload,
+};
 
 /// Bytes of a name: enough for every Kubernetes name and Istio uid, and little enough for an error message.
 pub const NAME_BYTES_MAX: usize = 512;
 /// Entries of one list in one resource. The message size bounds a transaction; this bounds what one resource costs.
 pub const LIST_LENGTH_MAX: usize = 16_384;
+/// The longest time that can be given: a day.
+pub const TIMEOUT_SECONDS_MAX: u32 = 86_400;
 
 /// A field that cannot be accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,20 +55,78 @@ fn service(service: &Service) -> Result<(), Violation> {
     }
     text("hostname", &service.hostname)?;
     addresses("vips", &service.vips)?;
-    length("ports", service.ports.len())?;
-    let mut seen = HashSet::new();
-    for (index, port) in service.ports.iter().enumerate() {
+    addresses("externalAddresses", &service.external_addresses)?;
+    for (index, address) in service.external_addresses.iter().enumerate() {
+        if service.vips.contains(address) {
+            return Err(Violation::new(format!("externalAddresses[{index}]"), format!("{address} is one of the vips")));
+        }
+    }
+    ports(&service.ports)?;
+    load_balancing(&service.load_balancing)?;
+    drain(service.drain)?;
+    waypoint(service.waypoint.as_ref())
+}
+
+fn ports(ports: &[ServicePort]) -> Result<(), Violation> {
+    length("ports", ports.len())?;
+    let (mut seen, mut node_ports) = (HashSet::new(), HashSet::new());
+    for (index, port) in ports.iter().enumerate() {
         text(format!("ports[{index}].name"), &port.name)?;
         port_number(format!("ports[{index}].port"), port.port)?;
         port_number(format!("ports[{index}].targetPort"), port.target_port)?;
+        let twice = |field: &str, number| {
+            Violation::new(format!("ports[{index}].{field}"), format!("{number}/{} is there twice", port.protocol))
+        };
         if !seen.insert((port.port, port.protocol)) {
-            return Err(Violation::new(
-                format!("ports[{index}].port"),
-                format!("{}/{} is there twice", port.port, port.protocol),
-            ));
+            return Err(twice("port", port.port));
+        }
+        if port.node_port != 0 && !node_ports.insert((port.node_port, port.protocol)) {
+            return Err(twice("nodePort", port.node_port));
         }
     }
-    waypoint(service.waypoint.as_ref())
+    Ok(())
+}
+
+fn load_balancing(load_balancing: &LoadBalancing) -> Result<(), Violation> {
+    let LoadBalancing { policy: _, locality, affinity } = load_balancing;
+    let field = "loadBalancing.locality.routingPreference";
+    match (locality.mode, locality.routing_preference.is_empty()) {
+        (LocalityMode::None, false) => {
+            return Err(Violation::new(field, "has no meaning with mode none: say strict or failover"));
+        }
+        (LocalityMode::Strict | LocalityMode::Failover, true) => {
+            return Err(Violation::new(field, format!("is empty: say what mode {} compares", locality.mode)));
+        }
+        _ => {}
+    }
+    let mut seen = HashSet::new();
+    for (index, scope) in locality.routing_preference.iter().enumerate() {
+        if !seen.insert(scope) {
+            return Err(Violation::new(format!("{field}[{index}]"), format!("{scope} is there twice")));
+        }
+    }
+    match affinity {
+        Some(affinity) => timeout("loadBalancing.affinity.timeoutSeconds", 1, affinity.timeout_seconds),
+        None => Ok(()),
+    }
+}
+
+fn drain(drain: Drain) -> Result<(), Violation> {
+    let field = "drain.timeoutSeconds";
+    match drain.mode {
+        DrainMode::Keep if drain.timeout_seconds != 0 => {
+            Err(Violation::new(field, "has no meaning with mode keep: say graceful, terminate or reselect"))
+        }
+        DrainMode::Graceful => timeout(field, 1, drain.timeout_seconds),
+        DrainMode::Keep | DrainMode::Terminate | DrainMode::Reselect => timeout(field, 0, drain.timeout_seconds),
+    }
+}
+
+fn timeout(field: &str, least: u32, seconds: u32) -> Result<(), Violation> {
+    if (least..=TIMEOUT_SECONDS_MAX).contains(&seconds) {
+        return Ok(());
+    }
+    Err(Violation::new(field, format!("must be {least} to {TIMEOUT_SECONDS_MAX}, not {seconds}")))
 }
 
 fn workload(workload: &Workload) -> Result<(), Violation> {
@@ -117,7 +180,10 @@ fn node(node: &Node) -> Result<(), Violation> {
     ] {
         text(field, value)?;
     }
-    Ok(())
+    addresses("addresses", &node.addresses)?;
+    let Some(dns) = &node.dns else { return Ok(()) };
+    address("dns.proxy", dns.proxy)?;
+    port_number("dns.port", dns.port)
 }
 
 fn waypoint(waypoint: Option<&Waypoint>) -> Result<(), Violation> {

@@ -24,6 +24,7 @@ use crate::config::Config;
 use crate::durable::Head;
 use crate::error::{AppendError, WriteFailure};
 use crate::follow::Stored;
+use crate::gate::Gate;
 use crate::segment::frame::{frame_bytes, push_frame};
 use crate::segment::header::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::segment::open::OpenLog;
@@ -180,6 +181,7 @@ pub(crate) struct Intake {
     /// Bytes of all records, counted as [`Stored::bytes`] is.
     appended_bytes: AtomicU64,
     stored: watch::Receiver<Stored>,
+    gate: Arc<Gate>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -254,6 +256,7 @@ impl Intake {
         boot_id: BootId,
         sources: Sources,
         stored: watch::Receiver<Stored>,
+        gate: Arc<Gate>,
     ) -> Self {
         let queue = Queue {
             head: log.head,
@@ -288,6 +291,7 @@ impl Intake {
             queued_bytes: AtomicU64::new(0),
             appended_bytes,
             stored,
+            gate,
         }
     }
 
@@ -386,9 +390,15 @@ impl Intake {
         let head = Head { lsn: record.lsn, hash: hash_record(&body) };
         let outcome = queue.enqueue(self, head, &body, now.wall_ns);
         let known = Known { lsn: head.lsn, hash: head.hash, outcome };
-        let stored_lsn = self.stored.borrow().lsn;
+        let (stored_lsn, stored_bytes) = {
+            let stored = self.stored.borrow();
+            (stored.lsn, stored.bytes)
+        };
         queue.sources.note(&record.transaction.origin, &known, stored_lsn, self.limits.receipts_per_source);
-        self.appended_bytes.fetch_add(body.len() as u64, Ordering::AcqRel);
+        let appended_bytes = self.appended_bytes.fetch_add(body.len() as u64, Ordering::AcqRel) + body.len() as u64;
+        // Well before anybody has to wait for it.
+        let lag = appended_bytes.saturating_sub(stored_bytes);
+        self.gate.set_behind(lag > self.limits.store_lag_bytes_max / 2);
         self.queued_bytes.fetch_add(frame_bytes(body.len()) as u64, Ordering::AcqRel);
         let wake = match queue.sleep {
             Some(Sleep::Work) => true,
@@ -397,6 +407,7 @@ impl Intake {
         };
         if wake {
             queue.sleep = None;
+            self.gate.shut();
         }
         drop(queue);
         if wake {
@@ -413,15 +424,18 @@ impl Intake {
                 return None;
             }
             queue.sleep = Some(Sleep::Work);
+            self.gate.leave_open();
             queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
         if !self.limits.group_wait.is_zero() {
             let gathering = |queue: &mut Queue| queue.groups.len() == 1 && queue.end.is_none();
             queue.sleep = Some(Sleep::FullGroup);
+            self.gate.open_for(self.limits.group_wait / 2);
             let waited = self.work.wait_timeout_while(queue, self.limits.group_wait, gathering);
             queue = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         queue.sleep = None;
+        self.gate.shut();
         queue.groups.pop_front()
     }
 

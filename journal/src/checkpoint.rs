@@ -6,7 +6,7 @@
 //! ```text
 //! offset  bytes  field (integers little endian)
 //!      0      8  magic "HFCKPT\r\n"
-//!      8      4  format version, 1
+//!      8      4  format version, 2
 //!     12      4  schema version of the resources
 //!     16     16  store id
 //!     32      8  LSN
@@ -22,25 +22,26 @@
 //!
 //! | tag | fields |
 //! |---|---|
-//! | 1, a resource | kind (1), name, LSN of its last change (8), the encoded resource |
+//! | 1, a resource | kind (1), name, LSN of its last change (8), the encoded resource: format version 1, which names no owner |
+//! | 4, a resource | kind (1), name, LSN of its last change (8), its owner, the encoded resource |
 //! | 2, a source | name, what the store's `sources` tree holds for it |
 //! | 3, receipts | the source's name, first version (8), what the store's `receipts` tree holds |
 //!
-//! Resources come in the order of kind and name.
+//! Resources come in the order of kind and name. Those of an older schema version are made current when they are read.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use storage_schema::codec::{RESOURCE_VERSION, SCHEMA_VERSION};
+use storage_schema::codec::{RESOURCE_VERSION, SCHEMA_VERSION, upcast_resource};
 use storage_schema::id::{Lsn, RecordHash, StoreId};
 use storage_schema::resource::Kind;
 
 use crate::durable::Head;
 
 const MAGIC: [u8; 8] = *b"HFCKPT\r\n";
-const FORMAT_VERSION: u32 = 1;
+const FORMAT_VERSION: u32 = 2;
 const HEADER_BYTES: usize = 124;
 const CHECKED_BYTES: usize = 120;
 const SUFFIX: &str = "ckpt";
@@ -120,9 +121,23 @@ pub enum CheckpointError {
 /// An entry of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Entry<'a> {
-    Resource { kind: Kind, name: &'a str, changed_lsn: Lsn, encoded: &'a [u8] },
-    Source { name: &'a str, value: &'a [u8] },
-    Receipts { source: &'a str, first_version: u64, page: &'a [u8] },
+    /// `owner` is the source that changed it last; empty if that is not known.
+    Resource {
+        kind: Kind,
+        name: &'a str,
+        changed_lsn: Lsn,
+        owner: &'a str,
+        encoded: &'a [u8],
+    },
+    Source {
+        name: &'a str,
+        value: &'a [u8],
+    },
+    Receipts {
+        source: &'a str,
+        first_version: u64,
+        page: &'a [u8],
+    },
 }
 
 /// The checkpoints in `dir`, oldest first.
@@ -234,19 +249,25 @@ pub(crate) fn read_checkpoint<E: From<CheckpointError>>(
     let (header, body) = open_checkpoint(path, store_id)?;
     let damaged = |what| CheckpointError::Damaged { path: path.to_owned(), what };
     let mut body = BodyReader { body: BufReader::with_capacity(256 << 10, body), left: header.body_bytes };
-    let (mut name, mut value) = (Vec::new(), Vec::new());
+    let (mut name, mut owner, mut value) = (Vec::new(), Vec::new(), Vec::new());
     while body.left > 0 {
         let cut = |_| damaged("an entry is cut off");
         let text = |name| std::str::from_utf8(name).map_err(|_| damaged("a name is not UTF-8"));
         match body.array::<1>().map_err(cut)? {
-            [1] => {
+            [tag @ (1 | 4)] => {
                 let [kind] = body.array().map_err(cut)?;
                 let kind = Kind::ALL.into_iter().find(|known| *known as u8 == kind);
                 let kind = kind.ok_or_else(|| damaged("an unknown kind"))?;
                 body.field(&mut name).map_err(cut)?;
                 let changed_lsn = Lsn(u64::from_le_bytes(body.array().map_err(cut)?));
+                owner.clear();
+                if tag == 4 {
+                    body.field(&mut owner).map_err(cut)?;
+                }
                 body.field(&mut value).map_err(cut)?;
-                visit(Entry::Resource { kind, name: text(&name)?, changed_lsn, encoded: &value })?;
+                let upcast = upcast_resource(&value).map_err(|_| damaged("a resource that cannot be decoded"))?;
+                let encoded = upcast.as_deref().unwrap_or(&value);
+                visit(Entry::Resource { kind, name: text(&name)?, changed_lsn, owner: text(&owner)?, encoded })?;
             }
             [2] => {
                 body.field(&mut name).map_err(cut)?;
@@ -349,10 +370,11 @@ impl<'a> BodyWriter<'a> {
         let bytes = &mut self.entry;
         bytes.clear();
         match entry {
-            Entry::Resource { kind, name, changed_lsn, encoded } => {
-                bytes.extend_from_slice(&[1, *kind as u8]);
+            Entry::Resource { kind, name, changed_lsn, owner, encoded } => {
+                bytes.extend_from_slice(&[4, *kind as u8]);
                 push_field(bytes, name.as_bytes());
                 bytes.extend_from_slice(&changed_lsn.0.to_le_bytes());
+                push_field(bytes, owner.as_bytes());
                 push_field(bytes, encoded);
                 self.resources += 1;
             }
@@ -448,6 +470,7 @@ mod tests {
                     kind: Kind::Service,
                     name: &name,
                     changed_lsn: Lsn(number),
+                    owner: "cp",
                     encoded: &encoded,
                 })?;
             }
@@ -467,7 +490,8 @@ mod tests {
         let mut seen = [0; 3];
         let head = read_checkpoint::<CheckpointError>(&checkpoint.path, STORE, |entry| {
             match entry {
-                Entry::Resource { kind, name, changed_lsn, encoded } => {
+                Entry::Resource { kind, name, changed_lsn, owner, encoded } => {
+                    assert_eq!(owner, "cp");
                     assert_eq!((kind, name), (Kind::Service, &*format!("shop/svc-{:03}", changed_lsn.0)));
                     assert_eq!(encoded, [7; 300]);
                     seen[0] += 1;

@@ -1,9 +1,11 @@
 //! Where a record's times come from. Behind a trait, because tests of time indexes need a wall clock that steps back.
 
 use std::fmt;
+use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
+use storage_schema::id::BootId;
 
 /// One reading of both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,4 +37,11 @@ impl Clock for SystemClock {
                 + u64::try_from(monotonic.tv_nsec).unwrap_or_default(),
         }
     }
+}
+
+/// The kernel's boot id; zeros where there is none to be read, which equals no other boot's.
+pub(crate) fn boot_id() -> BootId {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
+    BootId(u128::from_str_radix(&digits, 16).unwrap_or_default().to_be_bytes())
 }

@@ -30,7 +30,7 @@ pub struct Config {
     /// How many bytes of appends may wait. A permit that is already out may exceed it by its one record.
     pub queue_bytes_max: u64,
     /// How many bytes of records the store may be behind the log; the next append waits for it in [`crate::Journal::reserve`].
-    /// It bounds what the next start has to fold, and how much retention lags.
+    /// It bounds what the next start has to fold, and how much retention lags. From half of it on folding goes first.
     pub store_lag_bytes_max: u64,
     /// The largest group that goes to the disk in one write and one fdatasync.
     pub group_bytes_max: usize,

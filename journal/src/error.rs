@@ -272,7 +272,7 @@ pub enum ReadError {
         /// Why it does not come any further.
         cause: Arc<ReadError>,
     },
-    /// The journal was closed while waiting.
+    /// The journal was closed while waiting, or whoever asked has given up.
     #[error("the journal is closed")]
     Closed,
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use storage_schema::codec::{DecodeError, encode_resource};
 use storage_schema::id::{Lsn, RecordHash};
-use storage_schema::record::ArchivedDelta;
+use storage_schema::record::{ArchivedDelta, ArchivedRecord};
 use storage_schema::resource::{ArchivedKind, ArchivedResource, Kind, Resource};
 
 use crate::append::Receipt;
@@ -16,16 +16,16 @@ use crate::sources::SourceState;
 /// Records, folded together: of several changes of one key only the last is kept, and only that is decoded.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
-    /// Records that hold a change which counts, or did when they were added.
-    kept: BTreeMap<Lsn, EncodedRecord>,
-    /// Key in the `resources` tree → the record and the delta that changed it last.
-    last: HashMap<Vec<u8>, (Lsn, usize)>,
+    /// The records in order; `None` for one that holds no change which still counts.
+    kept: Vec<Option<EncodedRecord>>,
+    /// How many changes of each record still count.
+    counting: Vec<usize>,
+    /// Key in the `resources` tree → the record, by its place in `kept`, and the delta that changed it last.
+    last: HashMap<Vec<u8>, (usize, usize)>,
     pub(crate) sources: BTreeMap<String, SourceBatch>,
     /// Whose receipt came last: its hash is not known before the next record.
     last_source: String,
-    /// How many records.
-    pub(crate) records: usize,
-    /// How many bytes they had.
+    /// How many bytes the records had.
     pub(crate) bytes: usize,
 }
 
@@ -37,21 +37,51 @@ pub(crate) struct SourceBatch {
     pub(crate) receipts: VecDeque<(u64, Receipt)>,
 }
 
-/// What a key becomes: the encoded resource and the record that made it so, or nothing.
+/// What a key becomes: the record that made it so, and its owner with the encoded resource ([`join_owner`]); or nothing.
 pub(crate) type Change = Option<(Lsn, Vec<u8>)>;
 
 impl Batch {
+    /// How many records it has.
+    pub(crate) fn records(&self) -> usize {
+        self.kept.len()
+    }
+
     /// Adds the next record.
-    pub(crate) fn add(&mut self, record: &EncodedRecord, receipts_per_source: usize) -> Result<(), ReadError> {
-        let undecodable = |source| ReadError::Undecodable { lsn: record.lsn, source };
-        let archived = record.access().map_err(undecodable)?;
+    pub(crate) fn add(&mut self, record: EncodedRecord, receipts_per_source: usize) -> Result<(), ReadError> {
+        let archived = record.access().map_err(undecodable(record.lsn))?;
         let lsn = record.lsn;
         // A record names its predecessor's hash: computing one for each record would cost more than all the rest here.
         self.settle_hash(RecordHash(archived.previous_hash.0));
+        self.note_origin(archived, lsn, receipts_per_source);
+        let here = self.kept.len();
+        let mut counting = 0;
+        let mut key = Vec::new();
         for (number, delta) in archived.transaction.deltas.iter().enumerate() {
             let (kind, name) = key_of(delta);
-            self.last.insert(resource_key(kind, name), (lsn, number));
+            write_key(&mut key, kind, name);
+            counting += 1;
+            let Some(last) = self.last.get_mut(&key) else {
+                self.last.insert(key.clone(), (here, number));
+                continue;
+            };
+            let (outdated, _) = std::mem::replace(last, (here, number));
+            if outdated == here {
+                counting -= 1;
+                continue;
+            }
+            self.counting[outdated] -= 1;
+            if self.counting[outdated] == 0 {
+                self.kept[outdated] = None;
+            }
         }
+        self.bytes += record.encoded.len();
+        self.counting.push(counting);
+        self.kept.push(Some(record));
+        Ok(())
+    }
+
+    /// Notes who has pushed the record, and its receipt.
+    fn note_origin(&mut self, archived: &ArchivedRecord, lsn: Lsn, receipts_per_source: usize) {
         let origin = &archived.transaction.origin;
         let version = origin.version.as_ref().map(|version| version.to_native());
         let state = SourceState { incarnation: origin.incarnation.to_native(), last_version: version, last_lsn: lsn };
@@ -70,10 +100,6 @@ impl Batch {
             source.receipts.push_back((version, Receipt { lsn, hash, durable_wall_ns: archived.wall_ns.to_native() }));
             self.last_source.push_str(name);
         }
-        self.kept.insert(lsn, record.clone());
-        self.records += 1;
-        self.bytes += record.encoded.len();
-        Ok(())
     }
 
     fn settle_hash(&mut self, hash: RecordHash) {
@@ -85,32 +111,49 @@ impl Batch {
         self.last_source.clear();
     }
 
-    /// The last record, and what becomes of each key, in order.
-    pub(crate) fn seal(&mut self) -> Result<(Head, BTreeMap<Vec<u8>, Change>), ReadError> {
-        let last = self.kept.last_key_value().map(|(_, record)| Head { lsn: record.lsn, hash: record.hash() });
-        let head = last.unwrap_or(Head::EMPTY);
+    /// The last record. No record can be added after that.
+    pub(crate) fn seal(&mut self) -> Head {
+        // The last record is kept if it has deltas: one without changes nothing, but is the head all the same.
+        let last = self.kept.last().and_then(Option::as_ref);
+        let head = last.map_or(Head::EMPTY, |record| Head { lsn: record.lsn, hash: record.hash() });
         self.settle_hash(head.hash);
-        let mut changes: Vec<((Lsn, usize), Vec<u8>)> = self.last.drain().map(|(key, place)| (place, key)).collect();
-        changes.sort_unstable();
-        let mut becomes = BTreeMap::new();
-        for of_record in changes.chunk_by_mut(|one, other| one.0.0 == other.0.0) {
-            let lsn = of_record[0].0.0;
-            let undecodable = |source| ReadError::Undecodable { lsn, source };
-            let archived = self.kept[&lsn].access().map_err(undecodable)?;
-            for ((_, number), key) in of_record {
-                let change = match &archived.transaction.deltas[*number] {
-                    ArchivedDelta::Upsert(resource) => {
-                        let resource: Resource = rkyv::deserialize(resource)
-                            .map_err(|source| undecodable(DecodeError::Damaged { source }))?;
-                        Some((lsn, encode_resource(&resource)))
-                    }
-                    ArchivedDelta::Remove(_) => None,
-                };
-                becomes.insert(std::mem::take(key), change);
+        head
+    }
+
+    /// Shows what becomes of each key, in the order of the records that made it so.
+    pub(crate) fn changes<E: From<ReadError>>(
+        &self,
+        mut visit: impl FnMut(&[u8], Change) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut key = Vec::new();
+        for (here, record) in self.kept.iter().enumerate().filter(|(here, _)| self.counting[*here] > 0) {
+            let record = record.as_ref().expect("a record with changes that count is kept");
+            let archived = record.access().map_err(undecodable(record.lsn))?;
+            for (number, delta) in archived.transaction.deltas.iter().enumerate() {
+                let (kind, name) = key_of(delta);
+                write_key(&mut key, kind, name);
+                if self.last.get(&key) == Some(&(here, number)) {
+                    visit(&key, change_of(delta, record.lsn, &archived.transaction.origin.source)?)?;
+                }
             }
         }
-        Ok((head, becomes))
+        Ok(())
     }
+}
+
+fn change_of(delta: &ArchivedDelta, lsn: Lsn, owner: &str) -> Result<Change, ReadError> {
+    match delta {
+        ArchivedDelta::Upsert(resource) => {
+            let resource: Resource =
+                rkyv::deserialize(resource).map_err(|source| undecodable(lsn)(DecodeError::Damaged { source }))?;
+            Ok(Some((lsn, join_owner(owner, &encode_resource(&resource)))))
+        }
+        ArchivedDelta::Remove(_) => Ok(None),
+    }
+}
+
+fn undecodable(lsn: Lsn) -> impl Fn(DecodeError) -> ReadError {
+    move |source| ReadError::Undecodable { lsn, source }
 }
 
 /// The kind and name of what a delta changes.
@@ -133,9 +176,15 @@ pub(crate) fn key_of(delta: &ArchivedDelta) -> (Kind, &str) {
 /// A resource's key where resources are kept in order: kind, then name.
 pub(crate) fn resource_key(kind: Kind, name: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(1 + name.len());
-    bytes.push(kind as u8);
-    bytes.extend_from_slice(name.as_bytes());
+    write_key(&mut bytes, kind, name);
     bytes
+}
+
+/// The same, in place of what `key` holds.
+fn write_key(key: &mut Vec<u8>, kind: Kind, name: &str) {
+    key.clear();
+    key.push(kind as u8);
+    key.extend_from_slice(name.as_bytes());
 }
 
 /// Reads such a key.
@@ -143,4 +192,22 @@ pub(crate) fn split_key(key: &[u8]) -> Option<(Kind, &str)> {
     let (kind, name) = key.split_first()?;
     let kind = Kind::ALL.into_iter().find(|known| *known as u8 == *kind)?;
     Some((kind, std::str::from_utf8(name).ok()?))
+}
+
+/// A resource as it is stored: the source that changed it last (its length in 2 bytes, and its name), then the encoded resource.
+pub(crate) fn join_owner(owner: &str, encoded: &[u8]) -> Vec<u8> {
+    // A name that is longer than any that the API lets through is not remembered.
+    let (length, owner) = u16::try_from(owner.len()).map_or((0, ""), |length| (length, owner));
+    let mut bytes = Vec::with_capacity(2 + owner.len() + encoded.len());
+    bytes.extend_from_slice(&length.to_le_bytes());
+    bytes.extend_from_slice(owner.as_bytes());
+    bytes.extend_from_slice(encoded);
+    bytes
+}
+
+/// Takes such bytes apart.
+pub(crate) fn split_owner(stored: &[u8]) -> Option<(&str, &[u8])> {
+    let (length, rest) = stored.split_first_chunk::<2>()?;
+    let (owner, encoded) = rest.split_at_checked(u16::from_le_bytes(*length).into())?;
+    Some((std::str::from_utf8(owner).ok()?, encoded))
 }

@@ -1,7 +1,7 @@
 //! Brings the store after the journal, on a thread of its own and without hurry.
 //!
 //! Records that are durable are folded in batches: when enough have gathered, when some time has passed, or at once when
-//! somebody waits to read what they have written. A store that fails while it runs is opened again, and rebuilt if it has to
+//! somebody waits to read what they have written. While nobody does, the work goes through the [gate](crate::gate). A store that fails while it runs is opened again, and rebuilt if it has to
 //! be; the journal goes on meanwhile.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -141,11 +141,9 @@ impl Follower {
     }
 
     fn recover(&self) {
-        match self.shelf.reopen(&self.library) {
-            Ok(lsn) => {
-                let bytes = self.stored.borrow().bytes;
-                self.stored.send_replace(Stored { lsn, bytes, stuck: None });
-            }
+        let Stored { lsn: shown_lsn, bytes, .. } = self.stored.borrow().clone();
+        match self.shelf.reopen(&self.library, shown_lsn) {
+            Ok((lsn, folded)) => drop(self.stored.send_replace(Stored { lsn, bytes: bytes + folded, stuck: None })),
             Err(error) => tracing::warn!(%error, "the store cannot be opened again yet"),
         }
     }

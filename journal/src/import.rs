@@ -7,13 +7,13 @@ use storage_schema::id::Lsn;
 use tokio::sync::watch;
 
 use crate::append::{Intake, LogEnd};
+use crate::clock::boot_id;
 use crate::config::Config;
 use crate::error::{AppendError, OpenError, ReadError};
 use crate::export::ExportError;
 use crate::export::jsonl::read_jsonl;
 use crate::follow::Stored;
-use crate::journal::{boot_id, random_store_id};
-use crate::lock::{lock_state_dir, read_identity, write_identity};
+use crate::lock::{lock_state_dir, random_store_id, read_identity, write_identity};
 use crate::segment::open::{LogConfig, open_log};
 use crate::sources::Sources;
 
@@ -67,7 +67,7 @@ pub fn import_jsonl(config: &Config, from: impl BufRead) -> Result<u64, ImportEr
         clock: Arc::clone(&config.clock),
     })?;
     let (_sender, stored) = watch::channel(Stored { lsn: Lsn::ZERO, bytes: 0, stuck: None });
-    let intake = Intake::new(config, &LogEnd::from(&log), boot_id(), Sources::default(), stored);
+    let intake = Intake::new(config, &LogEnd::from(&log), boot_id(), Sources::default(), stored, Arc::default());
     let mut imported = 0;
     for record in read_jsonl(from) {
         let record = record?;

@@ -17,6 +17,7 @@
 //!      .     32  BLAKE3 of everything before
 //! ```
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -38,6 +39,8 @@ const BLOCK_BYTES: usize = 24;
 const CHANGE_BYTES: usize = 16;
 const HASH_BYTES: usize = 32;
 const BLOCK_RECORDS: u64 = 1000;
+/// How many records are read before background work asks whether it may go on.
+const STEP_RECORDS: u64 = 64;
 const SUFFIX: &str = "idx";
 
 /// The index of one segment, in its file, or in memory if it is not on disk.
@@ -73,11 +76,11 @@ pub(crate) fn lsn_at(library: &Library, wall_ns: u64) -> Result<Lsn, ReadError> 
         }
         let blocks = match segments.get(number + 1) {
             Some(next) => {
-                let index = index_of(library, segment, next.previous_hash)?;
+                let index = index_of(library, segment, next.previous_hash, &|| {})?;
                 let blocks = index.blocks(segment.first_lsn, last_lsn);
                 blocks.map_err(failed("read the index of", &segment.path))?
             }
-            None => survey(library, segment.first_lsn, last_lsn)?.0,
+            None => survey(library, segment.first_lsn, last_lsn, &|| {})?.0,
         };
         for (at, block) in blocks.iter().enumerate().rev() {
             if block.wall_ns_min > wall_ns {
@@ -93,38 +96,60 @@ pub(crate) fn lsn_at(library: &Library, wall_ns: u64) -> Result<Lsn, ReadError> 
     Ok(Lsn(library.catalogue.oldest_lsn().0 - 1))
 }
 
-/// The records from `from` to `to` that changed a resource, ascending.
-pub(crate) fn history(library: &Library, key: &ResourceKey, from: Lsn, to: Lsn) -> Result<Vec<Lsn>, ReadError> {
-    let id = ResourceId::of(key);
+/// The records from `from` to `to` that changed each of some resources, ascending. The segment that is written to is read once
+/// for all of them.
+pub(crate) fn histories(
+    library: &Library,
+    keys: &[ResourceKey],
+    from: Lsn,
+    to: Lsn,
+) -> Result<Vec<Vec<Lsn>>, ReadError> {
+    let mut found = vec![Vec::new(); keys.len()];
+    let mut wanted: HashMap<ResourceId, Vec<usize>> = HashMap::new();
+    for (number, key) in keys.iter().enumerate() {
+        wanted.entry(ResourceId::of(key)).or_default().push(number);
+    }
+    if wanted.is_empty() {
+        return Ok(found);
+    }
     let to = to.min(library.durable_lsn());
     let segments = library.catalogue.all();
-    let mut found = Vec::new();
     for (number, segment) in segments.iter().enumerate() {
         let next = segments.get(number + 1);
         if segment.first_lsn > to || next.is_some_and(|next| next.first_lsn <= from) {
             continue;
         }
+        let mut take = |id: ResourceId, lsn: Lsn| {
+            let of = if (from..=to).contains(&lsn) { wanted.get(&id) } else { None };
+            of.into_iter().flatten().for_each(|number| found[*number].push(lsn));
+        };
         match next {
             Some(next) => {
-                let index = index_of(library, segment, next.previous_hash)?;
-                found.extend(index.changes_of(id).map_err(failed("read the index of", &segment.path))?);
+                let index = index_of(library, segment, next.previous_hash, &|| {})?;
+                for id in wanted.keys() {
+                    let changes = index.changes_of(*id).map_err(failed("read the index of", &segment.path))?;
+                    for lsn in changes {
+                        take(*id, lsn);
+                    }
+                }
             }
             None => {
-                let (_, changes) = survey(library, segment.first_lsn, to)?;
-                found.extend(changes.into_iter().filter(|change| change.0 == id).map(|change| change.1));
+                let (_, changes) = survey(library, segment.first_lsn.max(from), to, &|| {})?;
+                for (id, lsn) in changes {
+                    take(id, lsn);
+                }
             }
         }
     }
-    found.retain(|lsn| (from..=to).contains(lsn));
-    found.dedup();
+    found.iter_mut().for_each(Vec::dedup);
     Ok(found)
 }
 
-/// Makes the indexes of closed segments that have none.
-pub(crate) fn make_missing(library: &Library) -> Result<(), ReadError> {
+/// Makes the indexes of closed segments that have none; `pass` is called every few records.
+pub(crate) fn make_missing(library: &Library, pass: &dyn Fn()) -> Result<(), ReadError> {
     for pair in library.catalogue.all().windows(2) {
         if !path_of(&pair[0]).exists() {
-            index_of(library, &pair[0], pair[1].previous_hash)?;
+            index_of(library, &pair[0], pair[1].previous_hash, pass)?;
         }
     }
     Ok(())
@@ -155,10 +180,13 @@ fn last_within(library: &Library, first: Lsn, last: Lsn, wall_ns: u64) -> Result
 type Survey = (Vec<Block>, Vec<(ResourceId, Lsn)>);
 
 /// Reads records and notes when they were written and what they changed.
-fn survey(library: &Library, first: Lsn, last: Lsn) -> Result<Survey, ReadError> {
+fn survey(library: &Library, first: Lsn, last: Lsn, pass: &dyn Fn()) -> Result<Survey, ReadError> {
     let (mut blocks, mut changes) = (Vec::<Block>::new(), Vec::new());
     let mut records: Records = library.read_from(first)?;
     while records.next_lsn() <= last {
+        if records.next_lsn().0.is_multiple_of(STEP_RECORDS) {
+            pass();
+        }
         let Some(record) = records.next_encoded() else { break };
         let record = record?;
         let archived = record.access().map_err(|source| ReadError::Undecodable { lsn: record.lsn, source })?;
@@ -181,7 +209,12 @@ fn survey(library: &Library, first: Lsn, last: Lsn) -> Result<Survey, ReadError>
 }
 
 /// The index of a closed segment: its file, if that fits, or a new one.
-fn index_of(library: &Library, segment: &Arc<Segment>, last_hash: RecordHash) -> Result<Index, ReadError> {
+fn index_of(
+    library: &Library,
+    segment: &Arc<Segment>,
+    last_hash: RecordHash,
+    pass: &dyn Fn(),
+) -> Result<Index, ReadError> {
     let path = path_of(segment);
     let head = header(library.store_id, segment.first_lsn, last_hash);
     let last_lsn = library.catalogue.after(segment.first_lsn).map_or(library.durable_lsn(), |next| Lsn(next.0 - 1));
@@ -191,7 +224,7 @@ fn index_of(library: &Library, segment: &Arc<Segment>, last_hash: RecordHash) ->
         segment.trust_index();
         return Ok(index);
     }
-    let (blocks, changes) = survey(library, segment.first_lsn, last_lsn)?;
+    let (blocks, changes) = survey(library, segment.first_lsn, last_lsn, pass)?;
     let bytes = encode(&head, &blocks, &changes);
     if let Err(error) = write(&path, &bytes) {
         tracing::debug!(path = %path.display(), %error, "an index stays in memory");

@@ -1,10 +1,10 @@
 //! The handle: what the rest of Holdfast sees of the journal.
 
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use std::{fs, io};
 
 use storage_schema::id::{BootId, Lsn, StoreId};
 use storage_schema::record::{Origin, Record};
@@ -14,25 +14,27 @@ use tokio::sync::watch;
 use crate::append::{Ack, End, Intake, LogEnd, Permit};
 use crate::block_on::{block_on, block_on_until};
 use crate::checkpoint::Checkpoint;
+use crate::clock::boot_id;
 use crate::config::Config;
 use crate::durable::{Durable, Head};
 use crate::error::{AppendError, OpenError, OriginError, ReadError, ResumeError, WriteFailure};
 use crate::follow::{Bell, Follower, Stored};
+use crate::gate::Gate;
 use crate::keep::{Compacted, Keeper};
-use crate::lock::{Lock, lock_state_dir, read_identity, remove_state_dir, write_identity};
+use crate::lock::{Lock, establish_identity, lock_state_dir, remove_state_dir};
 use crate::read::{EncodedRecord, Library, Records};
 use crate::reader::Reader;
 use crate::resources::Resources;
 use crate::retention::Retention;
 use crate::segment::header::SegmentHeader;
-use crate::segment::open::{LogConfig, OpenLog, open_log, store_id_of_segments};
+use crate::segment::open::{LogConfig, OpenLog, open_log};
 use crate::segment::recovery::Damage;
 use crate::segment::write::resume_log;
-use crate::shelf::{CHECKPOINTS_DIR, Shelf};
+use crate::shelf::{CHECKPOINTS_DIR, Opened, Shelf};
 use crate::snapshot::{Snapshot, SnapshotError, save};
-use crate::sources::{SourceState, Sources, Standing};
+use crate::sources::{Recollection, SourceState, Sources, Standing};
 use crate::stats::{Activity, Stats};
-use crate::store::{Store, StoredResource};
+use crate::store::{OwnedResource, Store, StoredResource};
 use crate::verify::{VerifyProgress, VerifyReport, verify_log};
 use crate::watch::RecordStream;
 use crate::writer::{Preparer, Writer};
@@ -54,6 +56,7 @@ struct Inner {
     library: Library,
     shelf: Arc<Shelf>,
     bell: Arc<Bell>,
+    gate: Arc<Gate>,
     stored: watch::Receiver<Stored>,
     keeper: Arc<Keeper>,
     activity: Arc<Activity>,
@@ -84,6 +87,9 @@ pub struct OpenReport {
     pub folded: u64,
     /// Why the store was rebuilt, if it was.
     pub store_rebuilt: Option<String>,
+    /// The record whose state the store showed when it was opened, before anything was folded; `None`: it was rebuilt, or a
+    /// fold had been interrupted.
+    pub shown_lsn: Option<Lsn>,
     /// The store had seen records up to this one, which the log no longer has: acknowledged records were lost.
     pub lost: Option<Lsn>,
 }
@@ -136,6 +142,14 @@ impl DurableWatch {
 impl Journal {
     /// Opens the journal, creating it if it is not there: takes the lock, recovers the log, catches the store up.
     pub fn open(config: Config) -> Result<Self, OpenError> {
+        Self::open_showing(config, |_| {})
+    }
+
+    /// [`Journal::open`], showing every stored resource on the way. To prove the store takes a visit to each of its entries
+    /// anyway, and whoever needs them all has them by the time the journal is open.
+    ///
+    /// What was shown is the state at [`OpenReport::shown_lsn`]; without that it is nothing, as the store was not whole.
+    pub fn open_showing(config: Config, mut show: impl FnMut(StoredResource<'_>) + Send) -> Result<Self, OpenError> {
         config.validate()?;
         let lock = lock_state_dir(&config.state_dir)?;
         let dir = config.state_dir.join("journal");
@@ -153,8 +167,9 @@ impl Journal {
         let (durable_tx, durable) = watch::channel(Durable::vouch(log.head));
         let library =
             Library { disk: Arc::clone(&config.disk), store_id, catalogue: Arc::clone(&log.catalogue), durable };
-        let (shelf, rebuilt) = Shelf::open(&config, &library)?;
-        let folded = shelf.catch_up(&library, |_, _| {}).map_err(OpenError::from)?;
+        let gate = Arc::new(Gate::default());
+        let (shelf, Opened { rebuilt, shown_lsn, folded }) =
+            Shelf::open(&config, &library, Arc::clone(&gate), &mut show)?;
         let lost = rebuilt.as_ref().and_then(|rebuilt| rebuilt.ahead_lsn);
         if let Some(lost) = lost {
             tracing::error!(
@@ -170,10 +185,11 @@ impl Journal {
             cut_bytes: log.cut_bytes,
             folded,
             store_rebuilt: rebuilt.map(|rebuilt| rebuilt.reason),
+            shown_lsn,
             lost,
         };
         let inner =
-            start(config, dir, log, Running { library, shelf, durable_tx: Arc::new(durable_tx), report, lock })?;
+            start(config, dir, log, Running { library, shelf, gate, durable_tx: Arc::new(durable_tx), report, lock })?;
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -232,6 +248,31 @@ impl Journal {
             Some(receipt) => Ok(OriginState::Duplicate(Ack::known(receipt))),
             None => Err(OriginError::Stale { origin: origin.source.clone(), given: version, last: standing }),
         }
+    }
+
+    /// What became of a version that a source says it has pushed.
+    pub fn recollect(&self, source: &str, version: u64) -> Result<Recollection, OriginError> {
+        let Some(SourceState { incarnation, .. }) = self.source(source) else { return Ok(Recollection::NotThere) };
+        let origin = Origin { source: source.to_owned(), incarnation, version: Some(version) };
+        match self.origin(&origin) {
+            Ok(OriginState::Fresh) => return Ok(Recollection::NotThere),
+            Ok(OriginState::Duplicate(ack)) => return Ok(Recollection::Accepted(ack)),
+            Err(OriginError::Stale { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        // It is among no receipts: they tell how far back they go, or that none was ever let go.
+        let stored = self.inner.shelf.with(|store| store.receipts_kept(source));
+        let (kept, oldest_stored) =
+            stored.map_err(|cause| OriginError::Unreadable { origin: origin.source, cause: Arc::new(cause) })?;
+        let (recent, oldest_recent) = self.inner.intake().with_sources(|sources| sources.recent(source));
+        let complete = kept + (recent as u64) < self.inner.config.receipts_per_source as u64;
+        let covered = oldest_stored.or(oldest_recent).is_some_and(|oldest| version > oldest);
+        Ok(if complete || covered { Recollection::NotThere } else { Recollection::Forgotten })
+    }
+
+    /// The most bytes of one record.
+    pub fn record_bytes_max(&self) -> u64 {
+        self.inner.config.record_bytes_max
     }
 
     /// What is known about a source, with everything that is queued.
@@ -304,6 +345,10 @@ impl Journal {
     /// never shows what is not durable.
     pub async fn wait_stored(&self, lsn: Lsn) -> Result<(), ReadError> {
         let mut stored = self.inner.stored.clone();
+        if stored.borrow().lsn >= lsn {
+            return Ok(());
+        }
+        let _hurry = self.inner.gate.hurry();
         self.inner.bell.want(lsn);
         let seen = stored.wait_for(|stored| stored.lsn >= lsn || stored.stuck.is_some()).await;
         let Ok(seen) = seen else { return Err(ReadError::Closed) };
@@ -320,7 +365,30 @@ impl Journal {
 
     /// A resource, with the record that changed it last, as of the store.
     pub fn resource(&self, key: &ResourceKey) -> Result<Option<(Resource, Lsn)>, ReadError> {
+        Ok(self.owned_resource(key)?.map(|found| (found.resource, found.changed_lsn)))
+    }
+
+    /// [`Journal::resource`], with the source that it belongs to.
+    pub fn owned_resource(&self, key: &ResourceKey) -> Result<Option<OwnedResource>, ReadError> {
         self.inner.shelf.with(|store| store.resource(key))
+    }
+
+    /// At most `limit` resources of one kind whose names come after `name`, with the sources that they belong to. They are of one
+    /// state.
+    pub fn owned_resources_after(&self, kind: Kind, name: &str, limit: usize) -> Result<Vec<OwnedResource>, ReadError> {
+        let mut page = Vec::new();
+        let mut failed = None;
+        let after = ResourceKey::new(kind, name);
+        self.inner.shelf.with(|store| {
+            store.visit(Some(kind), Some(&after), |stored| {
+                match stored.decode() {
+                    Ok(resource) => page.push(resource),
+                    Err(error) => failed = Some(error),
+                }
+                failed.is_none() && page.len() < limit
+            })
+        })?;
+        failed.map_or(Ok(page), Err)
     }
 
     /// All resources of a kind (or of all), in the order of kind and name, with the record that changed each last. Read in
@@ -349,6 +417,7 @@ impl Journal {
 
     /// Makes a checkpoint of the state at a record that is durable by now or later, and reads it back. Appends go on meanwhile.
     pub fn checkpoint(&self) -> Result<Checkpoint, ReadError> {
+        let _hurry = self.inner.gate.hurry();
         self.blocking_wait_stored(self.inner.library.durable_lsn())?;
         self.inner.keeper.checkpoint()
     }
@@ -362,6 +431,7 @@ impl Journal {
 
     /// Writes the whole journal, as it is now, into one file ([`crate::restore`] reads it). Appends go on meanwhile.
     pub fn snapshot(&self, out: &mut dyn io::Write) -> Result<Snapshot, SnapshotError> {
+        let _hurry = self.inner.gate.hurry();
         save(&self.inner.keeper, out)
     }
 
@@ -404,6 +474,7 @@ impl Inner {
             let _ = writer.join();
         }
         // What sources have written is what is durable: the rest was given up.
+        let _hurry = self.gate.hurry();
         self.bell.want(head.lsn);
         let mut stored = self.stored.clone();
         let seen = block_on(stored.wait_for(|stored| stored.lsn >= head.lsn || stored.stuck.is_some()));
@@ -445,7 +516,8 @@ impl Inner {
             segment_bytes: bytes,
             offset: last.end(),
         };
-        let intake = Arc::new(Intake::new(&self.config, &end, boot_id(), sources, self.stored.clone()));
+        let intake =
+            Arc::new(Intake::new(&self.config, &end, boot_id(), sources, self.stored.clone(), Arc::clone(&self.gate)));
         let preparer = Preparer::start(Arc::clone(disk), dir.clone(), bytes).map_err(failed)?;
         let writer = Writer {
             intake: Arc::clone(&intake),
@@ -453,6 +525,7 @@ impl Inner {
             durable: Arc::clone(&self.durable),
             stored: self.stored.clone(),
             bell: Arc::clone(&self.bell),
+            gate: Arc::clone(&self.gate),
             preparer,
             activity: Arc::clone(&self.activity),
         };
@@ -466,6 +539,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        let _hurry = self.gate.hurry();
         self.intake().finish(&End::Closed);
         self.keeper.close();
         let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner);
@@ -486,22 +560,24 @@ impl Drop for Inner {
 struct Running {
     library: Library,
     shelf: Shelf,
+    gate: Arc<Gate>,
     durable_tx: Arc<watch::Sender<Durable<Head>>>,
     report: OpenReport,
     lock: Lock,
 }
 
 fn start(config: Config, dir: std::path::PathBuf, log: OpenLog, running: Running) -> Result<Inner, OpenError> {
-    let Running { library, shelf, durable_tx, report, lock } = running;
+    let Running { library, shelf, gate, durable_tx, report, lock } = running;
     let sources = Sources::new(shelf.with(Store::sources)?);
     let shelf = Arc::new(shelf);
     let bell = Arc::new(Bell::default());
     let (stored_tx, stored) = watch::channel(Stored { lsn: shelf.head(), bytes: 0, stuck: None });
     let end = LogEnd::from(&log);
-    let intake = Arc::new(Intake::new(&config, &end, boot_id(), sources, stored.clone()));
+    let intake = Arc::new(Intake::new(&config, &end, boot_id(), sources, stored.clone(), Arc::clone(&gate)));
     let keeper = Arc::new(Keeper {
         library: library.clone(),
         shelf: Arc::clone(&shelf),
+        gate: Arc::clone(&gate),
         segments_dir: dir.clone(),
         clock: Arc::clone(&config.clock),
         policy: config.checkpoint,
@@ -520,6 +596,7 @@ fn start(config: Config, dir: std::path::PathBuf, log: OpenLog, running: Running
         durable: Arc::clone(&durable_tx),
         stored: stored.clone(),
         bell: Arc::clone(&bell),
+        gate: Arc::clone(&gate),
         preparer,
         activity: Arc::clone(&activity),
     };
@@ -536,7 +613,21 @@ fn start(config: Config, dir: std::path::PathBuf, log: OpenLog, running: Running
     let threads = Threads { writer: Some(writer), follower: Some(follower), keeper: Some(keeping) };
     let threads = Mutex::new(threads);
     let (intake, durable) = (RwLock::new(intake), durable_tx);
-    Ok(Inner { config, report, intake, durable, library, shelf, bell, stored, keeper, activity, threads, _lock: lock })
+    Ok(Inner {
+        config,
+        report,
+        intake,
+        durable,
+        library,
+        shelf,
+        bell,
+        gate,
+        stored,
+        keeper,
+        activity,
+        threads,
+        _lock: lock,
+    })
 }
 
 /// Work that yields to whoever waits for an ack, but not so much that a busy machine starves it: pushes wait for a store that is
@@ -548,37 +639,6 @@ fn in_background(work: impl FnOnce() + Send + 'static) -> Box<dyn FnOnce() + Sen
         let _ = rustix::process::setpriority_process(None, NICENESS);
         work();
     })
-}
-
-/// The store id: what the directory says, else what its segments say, else a new one.
-fn establish_identity(config: &Config, dir: &Path) -> Result<StoreId, OpenError> {
-    if let Some(store_id) = read_identity(&config.state_dir)? {
-        return Ok(store_id);
-    }
-    let of_segments = store_id_of_segments(&*config.disk, dir).map_err(io_error("list", dir))?;
-    let store_id = match of_segments {
-        Some(store_id) => {
-            tracing::warn!(%store_id, path = %config.state_dir.display(), "the store-id file was missing; taken from the segments");
-            store_id
-        }
-        None => random_store_id().map_err(io_error("choose a store id for", &config.state_dir))?,
-    };
-    write_identity(&config.state_dir, store_id)?;
-    Ok(store_id)
-}
-
-pub(crate) fn random_store_id() -> io::Result<StoreId> {
-    let mut id = [0; 16];
-    let mut random = fs::File::open("/dev/urandom")?;
-    io::Read::read_exact(&mut random, &mut id)?;
-    Ok(StoreId(id))
-}
-
-/// The kernel's boot id; zeros where there is none to be read, which equals no other boot's.
-pub(crate) fn boot_id() -> BootId {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
-    BootId(u128::from_str_radix(&digits, 16).unwrap_or_default().to_be_bytes())
 }
 
 fn io_error<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> OpenError + use<'a> {

@@ -12,6 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::clock::Clock;
 use crate::error::ReadError;
 use crate::follow::Stored;
+use crate::gate::Gate;
 use crate::index;
 use crate::read::Library;
 use crate::retention::{CheckpointPolicy, ClosedSegment, Retention, plan, unwanted};
@@ -40,6 +41,7 @@ pub struct Compacted {
 pub(crate) struct Keeper {
     pub(crate) library: Library,
     pub(crate) shelf: Arc<Shelf>,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) segments_dir: PathBuf,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) policy: CheckpointPolicy,
@@ -65,7 +67,7 @@ impl Keeper {
             if *wait.unwrap_or_else(PoisonError::into_inner).0 {
                 return;
             }
-            if let Err(error) = index::make_missing(&self.library) {
+            if let Err(error) = index::make_missing(&self.library, &|| self.gate.pass()) {
                 tracing::debug!(%error, "an index cannot be made");
             }
             match self.due() {

@@ -17,8 +17,8 @@
 //! write, one fdatasync, then the durable head moves and all of it is acknowledged.
 //!
 //! **Out.** [`Journal::read_from`] reads what is durable, from any LSN on. [`Journal::resource`] and its companions read the
-//! store, which follows; [`Journal::wait_stored`] waits until it has caught up with what one has written. [`Reader`] is all that
-//! needs no store, of a running journal or of a directory that nobody has open.
+//! store, which follows in small steps that give way to the writer; [`Journal::wait_stored`] waits until it has caught up with
+//! what one has written. [`Reader`] is all that needs no store, of a running journal or of a directory that nobody has open.
 //!
 //! **Failure.** A write or sync that fails is final: the writer stops, every queued push gets the error, and the cause is kept
 //! ([`Journal::failure`]). Reads go on. [`Journal::resume`] opens the log again behind the last durable record.
@@ -64,6 +64,7 @@ mod error;
 mod export;
 mod fold;
 mod follow;
+mod gate;
 mod import;
 mod index;
 mod journal;
@@ -107,14 +108,14 @@ pub use resources::Resources;
 pub use retention::{CheckpointPolicy, Retention};
 pub use select::{Filter, Selection};
 pub use snapshot::{Snapshot, SnapshotError, restore};
-pub use sources::SourceState;
+pub use sources::{Recollection, SourceState};
 pub use state::State;
 pub use stats::{Histogram, Stats, WriteStats};
-pub use store::StoredResource;
+pub use store::{OwnedResource, StoredResource};
 pub use verify::{RepairReport, VerifyProgress, VerifyReport, Wrong, repair, verify};
 pub use watch::RecordStream;
 
-/// Names of the failpoints that bracket each write, fsync, segment creation and store fold.
+/// Names of the failpoints that bracket each write, fsync and segment creation, and each step of a store's fold.
 pub const FAILPOINTS: &[&str] = &[
     "journal.segment.prepare.before",
     "journal.segment.prepare.after",
@@ -128,6 +129,8 @@ pub const FAILPOINTS: &[&str] = &[
     "journal.fsync.after",
     "journal.ack.before",
     "journal.store.fold.before",
+    "journal.store.write.after",
+    "journal.store.step.after",
     "journal.store.fold.after",
     "journal.checkpoint.write.before",
     "journal.checkpoint.sync.after",

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use storage_schema::id::StoreId;
 
+use crate::config::Config;
 use crate::error::OpenError;
+use crate::segment::open::store_id_of_segments;
 
 const LOCK_FILE: &str = "LOCK";
 const IDENTITY_FILE: &str = "store-id";
@@ -127,6 +129,34 @@ pub(crate) fn write_identity(dir: &Path, store_id: StoreId) -> Result<(), OpenEr
         File::open(dir)?.sync_all()
     };
     write().map_err(|source| OpenError::Io { action: "write", path: path.clone(), source })
+}
+
+/// The store id: what the directory says, else what its segments say, else a new one.
+pub(crate) fn establish_identity(config: &Config, dir: &Path) -> Result<StoreId, OpenError> {
+    let failed = |action, path: &Path| {
+        let path = path.to_owned();
+        move |source| OpenError::Io { action, path, source }
+    };
+    if let Some(store_id) = read_identity(&config.state_dir)? {
+        return Ok(store_id);
+    }
+    let of_segments = store_id_of_segments(&*config.disk, dir).map_err(failed("list", dir))?;
+    let store_id = match of_segments {
+        Some(store_id) => {
+            tracing::warn!(%store_id, path = %config.state_dir.display(), "the store-id file was missing; taken from the segments");
+            store_id
+        }
+        None => random_store_id().map_err(failed("choose a store id for", &config.state_dir))?,
+    };
+    write_identity(&config.state_dir, store_id)?;
+    Ok(store_id)
+}
+
+pub(crate) fn random_store_id() -> io::Result<StoreId> {
+    let mut id = [0; 16];
+    let mut random = File::open("/dev/urandom")?;
+    random.read_exact(&mut id)?;
+    Ok(StoreId(id))
 }
 
 /// How long an earlier sled of this process may take to let go of its file.

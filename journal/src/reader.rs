@@ -17,7 +17,7 @@ use crate::error::{OpenError, ReadError};
 use crate::index;
 use crate::lock::{Lock, lock_for_reading, read_identity};
 use crate::read::{EncodedRecord, Library};
-use crate::segment::open::{read_log, store_id_of_segments};
+use crate::segment::open::{ReadLog, read_log, store_id_of_segments};
 use crate::select::{Filter, Selection};
 use crate::shelf::CHECKPOINTS_DIR;
 use crate::state::{State, state_at};
@@ -40,6 +40,14 @@ impl Reader {
     /// Opens the state directory of an agent that does not run. A log that ends in a torn write is read up to there; one that is
     /// damaged is refused as opening it would be.
     pub fn open(state_dir: &Path) -> Result<Self, OpenError> {
+        match Self::open_undamaged(state_dir)? {
+            (_, Some(damage)) => Err(damage),
+            (reader, None) => Ok(reader),
+        }
+    }
+
+    /// [`Reader::open`], which of a log that is damaged near its end reads what is before the damage, and says what is wrong.
+    pub fn open_undamaged(state_dir: &Path) -> Result<(Self, Option<OpenError>), OpenError> {
         let lock = lock_for_reading(state_dir)?;
         let dir = state_dir.join("journal");
         let no_journal = || OpenError::NoJournal { path: state_dir.to_owned() };
@@ -51,10 +59,11 @@ impl Reader {
             Some(store_id) => store_id,
             None => store_id_of_segments(&RealDisk, &dir).map_err(failed)?.ok_or_else(no_journal)?,
         };
-        let (catalogue, head) = read_log(&RealDisk, &dir, store_id)?.ok_or_else(no_journal)?;
+        let ReadLog { catalogue, head, damage } = read_log(&RealDisk, &dir, store_id)?.ok_or_else(no_journal)?;
         let durable = watch::channel(Durable::vouch(head)).1;
         let library = Library { disk: Arc::new(RealDisk), store_id, catalogue, durable };
-        Ok(Self { library, checkpoints: state_dir.join(CHECKPOINTS_DIR), _lock: lock.map(Arc::new) })
+        let reader = Self { library, checkpoints: state_dir.join(CHECKPOINTS_DIR), _lock: lock.map(Arc::new) };
+        Ok((reader, damage))
     }
 
     /// Which journal this is.
@@ -99,12 +108,23 @@ impl Reader {
 
     /// The records from `from` to `to` (inclusive) that changed a resource, ascending.
     pub fn history(&self, key: &ResourceKey, from: Lsn, to: Lsn) -> Result<Vec<Lsn>, ReadError> {
-        index::history(&self.library, key, from, to)
+        let mut found = self.histories(std::slice::from_ref(key), from, to)?;
+        Ok(found.pop().expect("one answer for one key"))
+    }
+
+    /// [`Reader::history`] of several resources, one after the other, in one pass.
+    pub fn histories(&self, keys: &[ResourceKey], from: Lsn, to: Lsn) -> Result<Vec<Vec<Lsn>>, ReadError> {
+        index::histories(&self.library, keys, from, to)
     }
 
     /// The state as it was after record `lsn`: the nearest checkpoint before it, and the log from there on.
     pub fn state_at(&self, lsn: Lsn) -> Result<State, ReadError> {
-        state_at(&self.library, &self.checkpoints()?, lsn)
+        self.state_at_while(lsn, || true)
+    }
+
+    /// [`Reader::state_at`], given up with [`ReadError::Closed`] as soon as `go_on` says no.
+    pub fn state_at_while(&self, lsn: Lsn, go_on: impl Fn() -> bool) -> Result<State, ReadError> {
+        state_at(&self.library, &self.checkpoints()?, lsn, &go_on)
     }
 
     /// The checkpoints there are, oldest first.

@@ -1,32 +1,41 @@
 //! Where the store stands: opened, proven against the journal, rebuilt when it has to be, replaced while the journal runs.
 
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
-use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 
 use storage_schema::id::{Lsn, StoreId};
 
 use crate::checkpoint::{
-    Checkpoint, CheckpointError, list_checkpoints, read_checkpoint, remove_unfinished, verify_checkpoint,
+    Checkpoint, CheckpointError, Entry, list_checkpoints, read_checkpoint, remove_unfinished, verify_checkpoint,
     write_checkpoint,
 };
 use crate::config::Config;
 use crate::durable::Head;
 use crate::error::{OpenError, ReadError, StoreError};
 use crate::fold::Batch;
-use crate::read::Library;
-use crate::store::{LOADING, OwnedEntry, Store};
+use crate::gate::Gate;
+use crate::read::{Library, Records};
+use crate::store::{LOADING, Put, Show, Store};
 
-/// The most that is folded in one transaction.
+/// The most that is folded together.
 pub(crate) const BATCH_RECORDS_MAX: usize = 8192;
 pub(crate) const BATCH_BYTES_MAX: usize = 8 << 20;
+/// How many records are read, or entries written to a checkpoint, before the gate is asked again.
+const STEP_RECORDS: usize = 64;
 /// How many entries of a checkpoint go into the store at once.
 const LOAD_ENTRIES: usize = 4096;
 /// Where checkpoints are, in the state directory.
 pub(crate) const CHECKPOINTS_DIR: &str = "checkpoints";
 
-/// The store's place. Readers hold it still; a fold waits for them.
+/// The store's place. Readers hold it still, and a fold waits for them; a reader who comes while it folds hurries it on. What is
+/// here shows the state at its head: a store is away while it is between two states, and stays away if it does not reach the
+/// second one.
 #[derive(Debug)]
 pub(crate) struct Shelf {
     path: PathBuf,
@@ -35,6 +44,7 @@ pub(crate) struct Shelf {
     receipts_per_source: usize,
     checkpoints: PathBuf,
     store: RwLock<Option<Store>>,
+    gate: Arc<Gate>,
 }
 
 /// Why a store was built anew, and what it knew.
@@ -45,46 +55,74 @@ pub(crate) struct Rebuilt {
     pub(crate) ahead_lsn: Option<Lsn>,
 }
 
+/// What opening found and did.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) rebuilt: Option<Rebuilt>,
+    /// The record whose state was shown, if it was one's.
+    pub(crate) shown_lsn: Option<Lsn>,
+    /// How many records were folded.
+    pub(crate) folded: u64,
+}
+
 impl Shelf {
-    /// Opens the store; one that cannot be used is deleted and begins empty. It is not caught up yet.
-    pub(crate) fn open(config: &Config, library: &Library) -> Result<(Self, Option<Rebuilt>), OpenError> {
-        let shelf = Self {
+    /// Opens the store and folds what is durable; one that cannot be used is deleted and built anew. `show` is shown the
+    /// resources that it had.
+    pub(crate) fn open(
+        config: &Config,
+        library: &Library,
+        gate: Arc<Gate>,
+        show: &mut Show<'_>,
+    ) -> Result<(Self, Opened), OpenError> {
+        let mut shelf = Self {
             path: config.state_dir.join("store"),
             store_id: library.store_id,
             cache_bytes: config.store_cache_bytes,
             receipts_per_source: config.receipts_per_source,
             checkpoints: config.state_dir.join(CHECKPOINTS_DIR),
             store: RwLock::new(None),
+            gate,
         };
         remove_unfinished(&shelf.checkpoints).map_err(|source| OpenError::Io {
             action: "clean up",
             path: shelf.checkpoints.clone(),
             source,
         })?;
-        let rebuilt = shelf.open_store(library).map_err(OpenError::from)?;
-        Ok((shelf, rebuilt))
+        let (mut store, rebuilt) = shelf.open_store(library, show)?;
+        let shown_lsn = (rebuilt.is_none() && store.is_whole()).then(|| store.head().lsn);
+        let (folded, _) = shelf.fold_until(&mut store, library, Lsn::LAST)?;
+        *shelf.store.get_mut().unwrap_or_else(PoisonError::into_inner) = Some(store);
+        Ok((shelf, Opened { rebuilt, shown_lsn, folded }))
     }
 
-    /// Opens the store again after it has failed; returns the record it shows then.
-    pub(crate) fn reopen(&self, library: &Library) -> Result<Lsn, ReadError> {
+    /// Opens the store again after it has failed, and folds what is durable before anybody sees it: readers have seen it at
+    /// `shown_lsn`. Returns the record it shows then, and how many bytes of records led from `shown_lsn` to there.
+    pub(crate) fn reopen(&self, library: &Library, shown_lsn: Lsn) -> Result<(Lsn, u64), ReadError> {
         *self.store.write().unwrap_or_else(PoisonError::into_inner) = None;
-        self.open_store(library)?;
-        Ok(self.head())
+        let (mut store, _) = self.open_store(library, &mut |_| {})?;
+        self.fold_until(&mut store, library, shown_lsn)?;
+        let (_, bytes) = self.fold_until(&mut store, library, Lsn::LAST)?;
+        let head_lsn = store.head().lsn;
+        *self.store.write().unwrap_or_else(PoisonError::into_inner) = Some(store);
+        Ok((head_lsn, bytes))
     }
 
-    fn open_store(&self, library: &Library) -> Result<Option<Rebuilt>, ReadError> {
+    /// Opens the store, or builds the beginning of a new one. It need not be whole.
+    fn open_store(&self, library: &Library, show: &mut Show<'_>) -> Result<(Store, Option<Rebuilt>), ReadError> {
         let there = self.path.exists();
-        let open = || Store::open(&self.path, self.store_id, self.cache_bytes, self.receipts_per_source);
-        let (mut store, rebuilt) = match open().map(|store| (disagreement(&store, library), store)) {
+        let open = |show: &mut Show<'_>| {
+            Store::open(&self.path, self.store_id, self.cache_bytes, self.receipts_per_source, show)
+        };
+        let (mut store, rebuilt) = match open(show).map(|store| (disagreement(&store, library), store)) {
             Ok((None, store)) => (store, None),
             Ok((Some(rebuilt), store)) => {
                 drop(store);
                 Store::delete(&self.path)?;
-                (open()?, Some(rebuilt))
+                (open(&mut |_| {})?, Some(rebuilt))
             }
             Err(error) => {
                 Store::delete(&self.path)?;
-                (open()?, Some(Rebuilt { reason: error.to_string(), ahead_lsn: None }))
+                (open(&mut |_| {})?, Some(Rebuilt { reason: error.to_string(), ahead_lsn: None }))
             }
         };
         let missing = !there && library.durable_lsn() > Lsn::ZERO;
@@ -95,8 +133,7 @@ impl Shelf {
             let reason = &rebuilt.reason;
             tracing::warn!(path = %self.path.display(), reason, checkpoint_lsn = from.0, "rebuilding the store from the journal");
         }
-        *self.store.write().unwrap_or_else(PoisonError::into_inner) = Some(store);
-        Ok(rebuilt)
+        Ok((store, rebuilt))
     }
 
     /// Fills an empty store from the newest checkpoint that can be used; returns its record, 0 if there is none.
@@ -109,34 +146,45 @@ impl Shelf {
                 tracing::error!(%error, "a checkpoint cannot be used; trying an older one");
                 continue;
             }
+            store.load(Vec::new(), LOADING)?;
             let mut entries = Vec::with_capacity(LOAD_ENTRIES);
+            let mut owners = Owners { library, found: HashMap::new() };
             let head = read_checkpoint::<ReadError>(&checkpoint.path, self.store_id, |entry| {
-                entries.push(OwnedEntry::from(entry));
+                entries.push(Put::from(owners.complete(entry)));
                 if entries.len() == LOAD_ENTRIES {
-                    store.load(&entries, LOADING)?;
-                    entries.clear();
+                    store.load(std::mem::take(&mut entries), LOADING)?;
                 }
                 Ok(())
             })?;
-            store.load(&entries, head)?;
+            store.load(entries, head)?;
             return Ok(checkpoint.lsn);
         }
         Ok(Lsn::ZERO)
     }
 
-    /// Writes a checkpoint of what the store shows, unless there is one. Folding waits; appends go on.
+    /// Writes a checkpoint of what the store shows, unless there is one. Folding waits; appends go on, and come first.
     pub(crate) fn checkpoint(&self) -> Result<Checkpoint, ReadError> {
-        self.with(|store| {
-            let there = list_checkpoints(&self.checkpoints)?.into_iter().find(|there| there.lsn == store.head().lsn);
-            if let Some(there) = there {
-                return Ok(there);
-            }
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&self.checkpoints)
-                .map_err(|source| ReadError::Io { action: "create", path: self.checkpoints.clone(), source })?;
-            write_checkpoint(&self.checkpoints, self.store_id, store.head(), |push| store.export(push))
+        // Whoever makes one has time: it waits for a fold without hurrying it.
+        let place = self.store.read().unwrap_or_else(PoisonError::into_inner);
+        let store = place.as_ref().ok_or_else(|| self.absent())?;
+        let there = list_checkpoints(&self.checkpoints)?.into_iter().find(|there| there.lsn == store.head().lsn);
+        if let Some(there) = there {
+            return Ok(there);
+        }
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.checkpoints).map_err(|source| ReadError::Io {
+            action: "create",
+            path: self.checkpoints.clone(),
+            source,
+        })?;
+        write_checkpoint(&self.checkpoints, self.store_id, store.head(), |push| {
+            let mut entries = 0;
+            store.export(&mut |entry| {
+                if entries % STEP_RECORDS == 0 {
+                    self.gate.pass();
+                }
+                entries += 1;
+                push(entry)
+            })
         })
     }
 
@@ -151,21 +199,55 @@ impl Shelf {
         let mut records = library.read_from(self.head_checked()?.next())?;
         let mut folded = 0;
         loop {
-            let mut batch = Batch::default();
-            while batch.records < BATCH_RECORDS_MAX && batch.bytes < BATCH_BYTES_MAX {
-                let Some(record) = records.next_encoded() else { break };
-                batch.add(&*record?, self.receipts_per_source)?;
-            }
-            if batch.records == 0 {
+            let batch = self.next_batch(&mut records, Lsn::LAST)?;
+            if batch.records() == 0 {
                 return Ok(folded);
             }
-            folded += batch.records as u64;
+            folded += batch.records() as u64;
             let bytes = batch.bytes as u64;
-            let mut store = self.store.write().unwrap_or_else(PoisonError::into_inner);
-            store.as_mut().ok_or_else(|| self.absent())?.fold(batch)?;
-            drop(store);
+            let mut place = self.store.write().unwrap_or_else(PoisonError::into_inner);
+            self.fold_in(&mut place, batch, &mut || self.gate.pass())?;
+            drop(place);
             progress(Lsn(records.next_lsn().0 - 1), bytes);
         }
+    }
+
+    /// Takes the store, which comes back to its place if it is whole afterwards.
+    fn fold_in(&self, place: &mut Option<Store>, batch: Batch, pass: &mut dyn FnMut()) -> Result<(), ReadError> {
+        let mut store = place.take().ok_or_else(|| self.absent())?;
+        let folded = store.fold(batch, pass);
+        if store.is_whole() {
+            *place = Some(store);
+        }
+        folded
+    }
+
+    /// Folds what is durable up to `last` into a store that nobody sees; returns how many records that were, and their bytes.
+    fn fold_until(&self, store: &mut Store, library: &Library, last: Lsn) -> Result<(u64, u64), ReadError> {
+        let mut records = library.read_from(store.head().lsn.next())?;
+        let (mut folded, mut bytes) = (0, 0);
+        loop {
+            let batch = self.next_batch(&mut records, last)?;
+            if batch.records() == 0 {
+                return Ok((folded, bytes));
+            }
+            folded += batch.records() as u64;
+            bytes += batch.bytes as u64;
+            store.fold(batch, &mut || self.gate.pass())?;
+        }
+    }
+
+    /// The next records up to `last`, as many as are folded together.
+    fn next_batch(&self, records: &mut Records, last: Lsn) -> Result<Batch, ReadError> {
+        let mut batch = Batch::default();
+        while batch.records() < BATCH_RECORDS_MAX && batch.bytes < BATCH_BYTES_MAX && records.next_lsn() <= last {
+            if batch.records().is_multiple_of(STEP_RECORDS) {
+                self.gate.pass();
+            }
+            let Some(record) = records.next_encoded() else { break };
+            batch.add(record?.into_inner(), self.receipts_per_source)?;
+        }
+        Ok(batch)
     }
 
     pub(crate) fn flush(&self) -> Result<(), StoreError> {
@@ -190,31 +272,71 @@ impl Shelf {
         StoreError::Absent { path: self.path.clone() }
     }
 
+    /// Waits for a fold, and has it hurry.
     fn read(&self) -> RwLockReadGuard<'_, Option<Store>> {
-        self.store.read().unwrap_or_else(PoisonError::into_inner)
+        match self.store.try_read() {
+            Ok(store) => store,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let _hurry = self.gate.hurry();
+                self.store.read().unwrap_or_else(PoisonError::into_inner)
+            }
+        }
     }
 }
 
-/// Why a store that is whole is not this journal's, if it is not.
+/// Finds the owners that a checkpoint of format version 1 does not name, in the records that it names.
+struct Owners<'l> {
+    library: &'l Library,
+    /// Record → its source; empty if it is no longer kept.
+    found: HashMap<Lsn, String>,
+}
+
+impl Owners<'_> {
+    fn complete<'e>(&'e mut self, entry: Entry<'e>) -> Entry<'e> {
+        let Entry::Resource { kind, name, changed_lsn, owner: "", encoded } = entry else { return entry };
+        let library = self.library;
+        let owner = self.found.entry(changed_lsn).or_insert_with(|| {
+            let record = library.encoded_record(changed_lsn).ok();
+            let archived = record.as_ref().and_then(|record| record.access().ok());
+            archived.map(|archived| archived.transaction.origin.source.as_str().to_owned()).unwrap_or_default()
+        });
+        Entry::Resource { kind, name, changed_lsn, owner, encoded }
+    }
+}
+
+/// Why a store is not this journal's, if it is not: each record that it names must be there, and be the same one.
 fn disagreement(store: &Store, library: &Library) -> Option<Rebuilt> {
-    let head = store.head();
+    let (head, touched) = (store.head(), store.touched());
     let durable: Head = **library.durable.borrow();
     if head == LOADING {
         return Some(Rebuilt { reason: "it was interrupted while it was rebuilt".to_owned(), ahead_lsn: None });
     }
-    if head.lsn > durable.lsn {
-        let reason = format!("it shows record {}, the journal ends at {}", head.lsn, durable.lsn);
-        return Some(Rebuilt { reason, ahead_lsn: Some(head.lsn) });
+    if touched.lsn > durable.lsn {
+        let reason = format!("it knows record {}, the journal ends at {}", touched.lsn, durable.lsn);
+        return Some(Rebuilt { reason, ahead_lsn: Some(touched.lsn) });
     }
-    let hash = if head.lsn == Lsn::ZERO {
-        Head::EMPTY.hash
-    } else {
-        match library.encoded_record(head.lsn) {
-            Ok(record) => record.hash(),
-            // Retention may have been ahead of the store.
-            Err(error) => return Some(Rebuilt { reason: error.to_string(), ahead_lsn: None }),
+    if head.lsn == Lsn::ZERO && library.catalogue.oldest_lsn() > Lsn::FIRST {
+        // As when it was interrupted before the first entry of a checkpoint.
+        return Some(Rebuilt {
+            reason: "it is empty, and the journal's beginning is gone".to_owned(),
+            ahead_lsn: None,
+        });
+    }
+    for known in [head, touched] {
+        let hash = if known.lsn == Lsn::ZERO {
+            Head::EMPTY.hash
+        } else {
+            match library.encoded_record(known.lsn) {
+                Ok(record) => record.hash(),
+                // Retention may have been ahead of the store.
+                Err(error) => return Some(Rebuilt { reason: error.to_string(), ahead_lsn: None }),
+            }
+        };
+        if hash != known.hash {
+            let reason = format!("it disagrees with the journal on record {}", known.lsn);
+            return Some(Rebuilt { reason, ahead_lsn: None });
         }
-    };
-    (hash != head.hash)
-        .then(|| Rebuilt { reason: format!("it disagrees with the journal on record {}", head.lsn), ahead_lsn: None })
+    }
+    None
 }

@@ -110,8 +110,14 @@ impl Simulation {
     fn live(&mut self, groups: usize) -> bool {
         let Some(log) = self.open() else { return false };
         let (_stored_tx, stored) = watch::channel(Stored { lsn: Lsn::ZERO, bytes: 0, stuck: None });
-        let intake =
-            Arc::new(Intake::new(&self.config, &LogEnd::from(&log), BootId::default(), Sources::default(), stored));
+        let intake = Arc::new(Intake::new(
+            &self.config,
+            &LogEnd::from(&log),
+            BootId::default(),
+            Sources::default(),
+            stored,
+            Arc::default(),
+        ));
         let mut writer = log.writer;
         for _ in 0..groups {
             for _ in 0..self.random.random_range(1..6) {
@@ -141,7 +147,7 @@ impl Simulation {
         };
         let service = Service { name: "shop/cart".to_owned(), hostname: "h".repeat(bytes), ..Service::default() };
         let origin = Origin { source: "simulation".to_owned(), incarnation: 1, version: None };
-        Transaction { origin, deltas: vec![Delta::Upsert(Resource::Service(service))] }
+        Transaction::push(origin, vec![Delta::Upsert(Resource::Service(service))])
     }
 }
 

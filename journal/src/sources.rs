@@ -11,7 +11,7 @@ use storage_schema::record::Origin;
 
 use tokio::sync::watch;
 
-use crate::append::Outcome;
+use crate::append::{Ack, Outcome};
 use crate::error::{AppendError, OriginError};
 
 /// What is known about a source.
@@ -23,6 +23,17 @@ pub struct SourceState {
     pub last_version: Option<u64>,
     /// The last record it wrote.
     pub last_lsn: Lsn,
+}
+
+/// What became of a version of a source.
+#[derive(Clone, Debug)]
+pub enum Recollection {
+    /// It is in the journal, or on its way there.
+    Accepted(Ack),
+    /// It is not in the journal.
+    NotThere,
+    /// It is not newer than the last one, and older than every receipt that is kept.
+    Forgotten,
 }
 
 /// A record that a source has written.
@@ -62,6 +73,12 @@ impl Sources {
 
     pub(crate) fn state(&self, name: &str) -> Option<SourceState> {
         self.0.get(name).map(|source| source.state)
+    }
+
+    /// How many recent versions of a source are known here, and the oldest of them.
+    pub(crate) fn recent(&self, name: &str) -> (usize, Option<u64>) {
+        let recent = self.0.get(name).map(|source| &source.recent);
+        (recent.map_or(0, VecDeque::len), recent.and_then(|recent| recent.front()).map(|(version, _)| *version))
     }
 
     pub(crate) fn all(&self) -> Vec<(String, SourceState)> {

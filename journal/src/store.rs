@@ -1,54 +1,86 @@
 //! The derived store: current state, sources and their receipts, as of one record of the journal.
 //!
-//! It is kept in sled, and this is the only file that names sled. Everything in it can be computed from the journal, so it
-//! is never synced and never believed without proof: a transaction over all its trees moves it from the state at one
-//! record to the state at a later one, together with that record's number and hash and a digest of all entries. Opening adds
-//! the digest up again; a store that is missing, does not open, is of another layout, or whose digest does not fit is
-//! deleted and rebuilt. That covers damaged files and writes that a power cut lost or reordered.
+//! It is kept in sled, and this file and those below `store/` are the only ones that name sled. Everything in it can be
+//! computed from the journal, so it is never synced and never believed without proof: a digest of all entries is written
+//! with what changes. Opening adds it up again; a store that is missing, does not open, is of another layout, or whose digest
+//! does not fit is deleted and rebuilt. That covers damaged files and writes that a power cut lost or reordered.
+//!
+//! # How it goes from one record to a later one
+//!
+//! A batch of records, folded together, goes in by steps, so that none keeps a processor long (see [`crate::gate`]):
+//!
+//! ```text
+//!   head a, touched a ─ step ─▶ head a, touched b ─ step ─▶ ... ─ transaction ─▶ head a, touched b ─ last one ─▶ head b, touched b
+//!                      resources of (a..b], write by write      sources and receipts, a few sources at a time
+//! ```
+//!
+//! Until the last transaction the store shows no record's state, and its *head* stays where it was. Nobody reads it meanwhile:
+//! it is away from the shelf, and one that was interrupted there comes back only when it has been folded at least up to the
+//! record that it was *touched* by. Folding again from the head is right, because
+//!
+//! * a resource is written whole, with its last change in the batch: however often, whatever was there;
+//! * a source goes in with its receipts, in one transaction, and its value says up to which record they are there; what is
+//!   there already is left out.
+//!
+//! A transaction costs sled two writes of its log to the file, so resources go in without one. A step announces what each of
+//! its writes will add to the digest (`meta`), then makes them. sled recovers a beginning of what was written, in the order in
+//! which one thread wrote it; so after a kill the digest is the one that was announced with, plus a beginning of what was
+//! announced. Anything else is damage.
+//!
+//! Invariants:
+//! * `HEAD`: if head and touched are one record, the store is the fold of the journal up to it.
+//! * `TOUCHED`: nothing in it comes from a record behind touched. A store that is touched by a record which the journal does
+//!   not have, or has otherwise, is rebuilt.
+//! * `PROVEN`: the digest fits, with some beginning of the writes that were announced last.
+//!
+//! # What it is made of
 //!
 //! sled 0.34.7's hazards, and what is done here: a leftover `snap.*.generating` makes it unopenable (deleted before opening);
 //! `flush_async` can deadlock (never called; the background flusher is off); its flush is no fsync (nothing relies on one);
-//! two batches are not one atomic unit (one multi-tree transaction); it can panic on its own files (opened on a thread of its
-//! own); large values are slow (values are kept below 4 KiB, larger resources continue in a tree of their own).
+//! two batches are not one atomic unit (one multi-tree transaction, or writes in an order that does not need one); it can
+//! panic on its own files (opened on a thread of its own); large values are slow (values are kept below 4 KiB, larger resources
+//! continue in a tree of their own).
 //!
 //! | tree | key | value (integers little endian) |
 //! |---|---|---|
-//! | `resources` | kind, name | LSN of the last change (8), length (4), the first 4096 bytes of the encoded resource |
+//! | `resources` | kind, name | LSN of the last change (8), length (4), the first 4096 bytes of what is stored: the length of the owner's name (2), the name, the encoded resource |
 //! | `overflow` | kind, name, `0xff`, number (2, big endian) | the following 4096 bytes |
 //! | `sources` | name | incarnation (8), has a version (1), last version (8), last LSN (8), receipts kept (8) |
 //! | `receipts` | source, `0xff`, first version (8, big endian) | up to 64 of: version (8), LSN (8), hash (32), wall clock at the append (8) |
-//! | `meta` | `state` | layout (4), schema of the resources (4), store id (16), LSN (8), hash (32), digest (16), number of resources (8) |
+//! | `meta` | `state` | layout (4), schema of the resources (4), store id (16), head: LSN (8), hash (32), touched: LSN (8), hash (32), digest (16), number of resources (8), and what each announced write adds to the digest (16) |
+//!
+//! This is layout 3. A store of an older one is rebuilt.
 
 mod bytes;
+mod state;
+#[cfg(test)]
+pub(crate) mod tests;
+mod write;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use sled::transaction::{ConflictableTransactionError, TransactionError, Transactional, TransactionalTree};
 use sled::{Db, IVec, Tree};
-use storage_schema::codec::{RESOURCE_VERSION, decode_resource};
+use storage_schema::codec::decode_resource;
 use storage_schema::id::{Lsn, RecordHash, StoreId};
 use storage_schema::resource::{Kind, Resource, ResourceKey};
 
 use self::bytes::{
-    Fields, PIECE_BYTES, RECEIPT_BYTES, decode_receipts, decode_source, encode_receipts, encode_source, overflow_key,
-    pieces_behind, receipts_key, split_receipts_key, split_value,
+    decode_receipts, decode_source, overflow_key, pieces_behind, receipts_key, split_receipts_key, split_value,
 };
+use self::state::{State, TreeTag, digest};
+pub(crate) use self::write::Put;
 use crate::append::Receipt;
 use crate::checkpoint::{CheckpointError, Entry};
 use crate::durable::Head;
 use crate::error::{ReadError, StoreError};
-use crate::fold::{Batch, SourceBatch, resource_key, split_key};
+use crate::fold::{resource_key, split_key, split_owner};
 use crate::lock::wait_for_lock;
 use crate::sources::SourceState;
 
-/// Changes with the table above.
-const LAYOUT: u32 = 1;
 const STATE_KEY: &[u8] = b"state";
-/// How many receipts share a value: one each would be most of what the store does.
-const RECEIPTS_PER_PAGE: usize = 64;
 
 /// An open store.
 #[derive(Debug)]
@@ -69,14 +101,15 @@ struct Trees {
     meta: Tree,
 }
 
-/// What the store shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct State {
-    store_id: StoreId,
-    head: Head,
-    /// Sum over all entries of a hash of each: it does not depend on their order.
-    digest: u128,
-    resources: u64,
+impl Trees {
+    fn tagged(&self, tag: TreeTag) -> &Tree {
+        match tag {
+            TreeTag::Resources => &self.resources,
+            TreeTag::Overflow => &self.overflow,
+            TreeTag::Sources => &self.sources,
+            TreeTag::Receipts => &self.receipts,
+        }
+    }
 }
 
 /// A stored resource, not decoded.
@@ -88,57 +121,88 @@ pub struct StoredResource<'a> {
     pub name: &'a str,
     /// The record that changed it last.
     pub changed_lsn: Lsn,
+    /// The source that pushed that record; empty if that is not known any more.
+    pub owner: &'a str,
     /// The encoded resource: for `storage_schema::codec::access_resource`.
     pub encoded: &'a [u8],
 }
 
-/// Shown by a store that is being loaded: no journal has that record, so an interrupted load is never believed.
-pub(crate) const LOADING: Head = Head { lsn: Lsn(u64::MAX), hash: RecordHash([0; 32]) };
-
-/// An entry of a checkpoint, as it goes into the trees.
-#[derive(Debug)]
-pub(crate) enum OwnedEntry {
-    Resource { key: Vec<u8>, change: (Lsn, Vec<u8>) },
-    Source { key: Vec<u8>, value: Vec<u8> },
-    Receipts { key: Vec<u8>, value: Vec<u8> },
+/// A stored resource, decoded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OwnedResource {
+    /// The resource.
+    pub resource: Resource,
+    /// The record that changed it last.
+    pub changed_lsn: Lsn,
+    /// The source that pushed that record; empty if that is not known any more.
+    pub owner: String,
 }
 
-impl From<Entry<'_>> for OwnedEntry {
-    fn from(entry: Entry<'_>) -> Self {
-        match entry {
-            Entry::Resource { kind, name, changed_lsn, encoded } => {
-                Self::Resource { key: resource_key(kind, name), change: (changed_lsn, encoded.to_vec()) }
-            }
-            Entry::Source { name, value } => Self::Source { key: name.as_bytes().to_vec(), value: value.to_vec() },
-            Entry::Receipts { source, first_version, page } => {
-                Self::Receipts { key: receipts_key(source, first_version), value: page.to_vec() }
-            }
-        }
+impl StoredResource<'_> {
+    /// The resource.
+    pub(crate) fn decode(&self) -> Result<OwnedResource, ReadError> {
+        let resource = decode_resource(self.encoded)
+            .map_err(|source| ReadError::UndecodableResource { key: ResourceKey::new(self.kind, self.name), source })?;
+        Ok(OwnedResource { resource, changed_lsn: self.changed_lsn, owner: self.owner.to_owned() })
     }
 }
 
+/// Who is shown the resources of a store while it is opened.
+pub(crate) type Show<'s> = dyn FnMut(StoredResource<'_>) + Send + 's;
+
+/// Shown by a store that is being loaded: no journal has that record, so an interrupted load is never believed.
+pub(crate) const LOADING: Head = Head { lsn: Lsn(u64::MAX), hash: RecordHash([0; 32]) };
+
 impl Store {
-    /// Opens the store in `path` and proves that it is whole, or creates an empty one.
+    /// Opens the store in `path` and proves that it is whole, or creates an empty one. The proof visits every entry, and
+    /// shows the resources to `show` on its way: they count only if the store does.
     pub(crate) fn open(
         path: &Path,
         store_id: StoreId,
         cache_bytes: u64,
         receipts_per_source: usize,
+        show: &mut Show<'_>,
     ) -> Result<Self, StoreError> {
         remove_generating(path).map_err(|source| StoreError::Io {
             action: "clean up",
             path: path.to_owned(),
             source,
         })?;
-        let owned = path.to_owned();
-        let opening = thread::Builder::new()
-            .name("store-open".to_owned())
-            .spawn(move || open_and_prove(&owned, store_id, cache_bytes));
-        let opening = opening.map_err(|source| StoreError::Io { action: "open", path: path.to_owned(), source })?;
-        let (db, trees, state) = opening
-            .join()
-            .map_err(|panic| StoreError::Panicked { path: path.to_owned(), panic: panic_message(&*panic) })??;
-        Ok(Self { path: path.to_owned(), db, trees, state, receipts_per_source })
+        let open_and_prove = || {
+            let (db, trees, state, announced) = open_trees(path, store_id, cache_bytes)?;
+            let store = Self { path: path.to_owned(), db, trees, state, receipts_per_source };
+            let state = store.prove(&announced, show)?;
+            Ok(Self { state, ..store })
+        };
+        thread::scope(|scope| {
+            let opening = thread::Builder::new().name("store-open".to_owned()).spawn_scoped(scope, open_and_prove);
+            let opening = opening.map_err(|source| StoreError::Io { action: "open", path: path.to_owned(), source })?;
+            opening
+                .join()
+                .map_err(|panic| StoreError::Panicked { path: path.to_owned(), panic: panic_message(&*panic) })?
+        })
+    }
+
+    /// Adds the digest up again, and counts the resources; returns the state with both.
+    fn prove(&self, announced: &[u128], show: &mut Show<'_>) -> Result<State, StoreError> {
+        let (mut sum, mut resources) = (0u128, 0);
+        let mut whole = Vec::new();
+        for tag in [TreeTag::Resources, TreeTag::Overflow, TreeTag::Sources, TreeTag::Receipts] {
+            for entry in self.trees.tagged(tag) {
+                let (key, value) = entry.map_err(database(&self.path))?;
+                sum = sum.wrapping_add(digest(tag, &key, &value));
+                if tag == TreeTag::Resources {
+                    resources += 1;
+                    // Between two states a resource may be without its end, and nobody counts on what is shown.
+                    if self.is_whole() {
+                        show(self.stored(&key, &value, &mut whole)?);
+                    }
+                }
+            }
+        }
+        let proven = self.state.proven(announced, sum);
+        let state = proven.ok_or_else(|| self.damaged("its digest does not fit its entries"))?;
+        Ok(State { resources, ..state })
     }
 
     /// Deletes the store in `path`.
@@ -156,6 +220,16 @@ impl Store {
         self.state.head
     }
 
+    /// The last record that may have left something in it; the head, unless a fold was interrupted.
+    pub(crate) fn touched(&self) -> Head {
+        self.state.touched
+    }
+
+    /// Whether it shows the state at its head, and nothing of a later record.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.state.touched == self.state.head
+    }
+
     /// How many resources there are.
     pub(crate) fn resources_count(&self) -> u64 {
         self.state.resources
@@ -166,71 +240,6 @@ impl Store {
         self.db.size_on_disk().map_err(database(&self.path))
     }
 
-    /// Moves the store to the state after `batch`. All of it, or nothing.
-    pub(crate) fn fold(&mut self, mut batch: Batch) -> Result<(), ReadError> {
-        let (head, changes) = batch.seal()?;
-        let sources = self.plan_sources(&batch)?;
-        fail::fail_point!("journal.store.fold.before");
-        let Trees { resources, overflow, sources: source_tree, receipts, meta } = &self.trees;
-        let before = self.state;
-        let folded = (resources, overflow, source_tree, receipts, meta).transaction(
-            |(resources, overflow, source_tree, receipts, meta)| {
-                let mut state = State { head, ..before };
-                for (key, change) in &changes {
-                    fold_resource(&mut state, resources, overflow, key, change.as_ref())?;
-                }
-                for plan in &sources {
-                    for key in &plan.expired {
-                        state.remove(TreeTag::Receipts, receipts, key)?;
-                    }
-                    for (key, value) in &plan.written {
-                        state.insert(TreeTag::Receipts, receipts, key, value)?;
-                    }
-                    state.insert(TreeTag::Sources, source_tree, plan.name.as_bytes(), &plan.value)?;
-                }
-                meta.insert(STATE_KEY, &state.encode()[..])?;
-                Ok(state)
-            },
-        );
-        self.state = folded.map_err(|error: TransactionError<()>| match error {
-            TransactionError::Abort(()) => self.damaged("an aborted transaction"),
-            TransactionError::Storage(error) => database(&self.path)(error),
-        })?;
-        fail::fail_point!("journal.store.fold.after");
-        Ok(())
-    }
-
-    /// Puts entries of a checkpoint into a store that is being rebuilt. With `LOADING` it shows no record yet.
-    pub(crate) fn load(&mut self, entries: &[OwnedEntry], head: Head) -> Result<(), StoreError> {
-        let Trees { resources, overflow, sources, receipts, meta } = &self.trees;
-        let before = self.state;
-        let loaded = (resources, overflow, sources, receipts, meta).transaction(
-            |(resources, overflow, sources, receipts, meta)| {
-                let mut state = State { head, ..before };
-                for entry in entries {
-                    match entry {
-                        OwnedEntry::Resource { key, change } => {
-                            fold_resource(&mut state, resources, overflow, key, Some(change))?;
-                        }
-                        OwnedEntry::Source { key, value } => {
-                            state.insert(TreeTag::Sources, sources, key, value)?;
-                        }
-                        OwnedEntry::Receipts { key, value } => {
-                            state.insert(TreeTag::Receipts, receipts, key, value)?;
-                        }
-                    }
-                }
-                meta.insert(STATE_KEY, &state.encode()[..])?;
-                Ok(state)
-            },
-        );
-        self.state = loaded.map_err(|error: TransactionError<()>| match error {
-            TransactionError::Abort(()) => self.damaged("an aborted transaction"),
-            TransactionError::Storage(error) => database(&self.path)(error),
-        })?;
-        Ok(())
-    }
-
     /// Shows everything as entries of a checkpoint.
     pub(crate) fn export(
         &self,
@@ -238,8 +247,8 @@ impl Store {
     ) -> Result<(), ReadError> {
         let mut failed = None;
         self.visit(None, None, |stored| {
-            let StoredResource { kind, name, changed_lsn, encoded } = stored;
-            failed = push(Entry::Resource { kind, name, changed_lsn, encoded }).err();
+            let StoredResource { kind, name, changed_lsn, owner, encoded } = stored;
+            failed = push(Entry::Resource { kind, name, changed_lsn, owner, encoded }).err();
             failed.is_none()
         })?;
         if let Some(error) = failed {
@@ -286,15 +295,24 @@ impl Store {
         Ok(page.binary_search_by_key(&version, |(version, _)| *version).ok().map(|at| page[at].1))
     }
 
-    /// A resource and the record that changed it last.
-    pub(crate) fn resource(&self, key: &ResourceKey) -> Result<Option<(Resource, Lsn)>, ReadError> {
+    /// How many receipts of a source are kept, and its oldest version among them.
+    pub(crate) fn receipts_kept(&self, source: &str) -> Result<(u64, Option<u64>), StoreError> {
+        let value = self.trees.sources.get(source).map_err(database(&self.path))?;
+        let value = value.map(|value| decode_source(&value).ok_or_else(|| self.damaged("a source"))).transpose()?;
+        let first = self.trees.receipts.range(receipts_key(source, 0)..=receipts_key(source, u64::MAX)).next();
+        let first = first.transpose().map_err(database(&self.path))?;
+        let oldest = first.map(|(key, _)| {
+            split_receipts_key(&key).map(|(_, version)| version).ok_or_else(|| self.damaged("receipts"))
+        });
+        Ok((value.map_or(0, |(_, kept)| kept), oldest.transpose()?))
+    }
+
+    /// A resource, with the record and the source that changed it last.
+    pub(crate) fn resource(&self, key: &ResourceKey) -> Result<Option<OwnedResource>, ReadError> {
         let stored_key = resource_key(key.kind, &key.name);
         let Some(value) = self.trees.resources.get(&stored_key).map_err(database(&self.path))? else { return Ok(None) };
         let mut whole = Vec::new();
-        let (changed_lsn, encoded) = self.assemble(&stored_key, &value, &mut whole)?;
-        let resource =
-            decode_resource(encoded).map_err(|source| ReadError::UndecodableResource { key: key.clone(), source })?;
-        Ok(Some((resource, changed_lsn)))
+        self.stored(&stored_key, &value, &mut whole)?.decode().map(Some)
     }
 
     /// Shows resources to `visit` in the order of their keys, from behind `after` on, until it says no.
@@ -316,13 +334,24 @@ impl Store {
             if !key.starts_with(&prefix) {
                 break;
             }
-            let (kind, name) = split_key(&key).ok_or_else(|| self.damaged("a resource's key"))?;
-            let (changed_lsn, encoded) = self.assemble(&key, &value, &mut whole)?;
-            if !visit(StoredResource { kind, name, changed_lsn, encoded }) {
+            if !visit(self.stored(&key, &value, &mut whole)?) {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// An entry of the `resources` tree; put together in `whole` if it has several pieces.
+    fn stored<'a>(
+        &self,
+        key: &'a [u8],
+        value: &'a IVec,
+        whole: &'a mut Vec<u8>,
+    ) -> Result<StoredResource<'a>, StoreError> {
+        let (kind, name) = split_key(key).ok_or_else(|| self.damaged("a resource's key"))?;
+        let (changed_lsn, stored) = self.assemble(key, value, whole)?;
+        let (owner, encoded) = split_owner(stored).ok_or_else(|| self.damaged("a resource's owner"))?;
+        Ok(StoredResource { kind, name, changed_lsn, owner, encoded })
     }
 
     /// The encoded resource behind a value of the `resources` tree, put together in `whole` if it has several pieces.
@@ -340,158 +369,12 @@ impl Store {
         if whole.len() == total { Ok((lsn, whole)) } else { Err(self.damaged("a large resource")) }
     }
 
-    /// What a batch does to sources: computed before the transaction, as that cannot read ranges.
-    fn plan_sources(&self, batch: &Batch) -> Result<Vec<SourcePlan>, StoreError> {
-        batch.sources.iter().map(|(name, source)| self.plan_source(name, source)).collect()
-    }
-
-    fn plan_source(&self, name: &str, source: &SourceBatch) -> Result<SourcePlan, StoreError> {
-        let old = self.trees.sources.get(name).map_err(database(&self.path))?;
-        let old = old.map(|value| decode_source(&value).ok_or_else(|| self.damaged("a source"))).transpose()?;
-        let mut kept = old.map_or(0, |(_, kept)| kept);
-        let mut state = source.state;
-        state.last_version = state.last_version.or(old.and_then(|(state, _)| state.last_version));
-
-        // The last page is filled up before another one begins.
-        let pages = || self.trees.receipts.range(receipts_key(name, 0)..=receipts_key(name, u64::MAX));
-        let mut open = Vec::new();
-        if let Some(last) = pages().next_back().transpose().map_err(database(&self.path))? {
-            let last = decode_receipts(&last.1).ok_or_else(|| self.damaged("receipts"))?;
-            if last.len() < RECEIPTS_PER_PAGE && !source.receipts.is_empty() {
-                open = last;
-            }
-        }
-        let first_open = open.first().map(|(version, _)| receipts_key(name, *version));
-        open.extend(&source.receipts);
-        kept += source.receipts.len() as u64;
-        let written =
-            open.chunks(RECEIPTS_PER_PAGE).map(|page| (receipts_key(name, page[0].0), encode_receipts(page))).collect();
-
-        let mut expired = Vec::new();
-        for page in pages() {
-            let (key, page) = page.map_err(database(&self.path))?;
-            let receipts = (page.len() / RECEIPT_BYTES) as u64;
-            let needed = kept.saturating_sub(receipts) < self.receipts_per_source as u64;
-            if needed || first_open.as_deref() == Some(&key[..]) {
-                break;
-            }
-            kept -= receipts;
-            expired.push(key);
-        }
-        Ok(SourcePlan { name: name.to_owned(), value: encode_source(&state, kept), expired, written })
-    }
-
     fn damaged(&self, what: &'static str) -> StoreError {
         StoreError::Damaged { path: self.path.clone(), what }
     }
 }
 
-struct SourcePlan {
-    name: String,
-    value: Vec<u8>,
-    expired: Vec<IVec>,
-    written: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-/// Which tree an entry is in, for the digest.
-#[derive(Clone, Copy)]
-#[repr(u8)]
-enum TreeTag {
-    Resources = 1,
-    Overflow = 2,
-    Sources = 3,
-    Receipts = 4,
-}
-
-type Changed<T> = Result<T, ConflictableTransactionError<()>>;
-
-impl State {
-    fn empty(store_id: StoreId) -> Self {
-        Self { store_id, head: Head::EMPTY, digest: 0, resources: 0 }
-    }
-
-    fn insert(&mut self, tag: TreeTag, tree: &TransactionalTree, key: &[u8], value: &[u8]) -> Changed<Option<IVec>> {
-        let old = tree.insert(key, value)?;
-        self.forget(tag, key, old.as_ref());
-        self.digest = self.digest.wrapping_add(digest(tag, key, value));
-        Ok(old)
-    }
-
-    fn remove(&mut self, tag: TreeTag, tree: &TransactionalTree, key: &[u8]) -> Changed<Option<IVec>> {
-        let old = tree.remove(key)?;
-        self.forget(tag, key, old.as_ref());
-        Ok(old)
-    }
-
-    fn forget(&mut self, tag: TreeTag, key: &[u8], old: Option<&IVec>) {
-        if let Some(old) = old {
-            self.digest = self.digest.wrapping_sub(digest(tag, key, old));
-        }
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(88);
-        bytes.extend_from_slice(&LAYOUT.to_le_bytes());
-        bytes.extend_from_slice(&RESOURCE_VERSION.to_le_bytes());
-        bytes.extend_from_slice(&self.store_id.0);
-        bytes.extend_from_slice(&self.head.lsn.0.to_le_bytes());
-        bytes.extend_from_slice(&self.head.hash.0);
-        bytes.extend_from_slice(&self.digest.to_le_bytes());
-        bytes.extend_from_slice(&self.resources.to_le_bytes());
-        bytes
-    }
-
-    /// `None` if the bytes are of another layout or schema, or damaged.
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let mut fields = Fields(bytes);
-        if u32::from_le_bytes(fields.take()?) != LAYOUT || u32::from_le_bytes(fields.take()?) != RESOURCE_VERSION {
-            return None;
-        }
-        let store_id = StoreId(fields.take()?);
-        let head = Head { lsn: Lsn(fields.u64()?), hash: RecordHash(fields.take()?) };
-        let digest = u128::from_le_bytes(fields.take()?);
-        let resources = fields.u64()?;
-        fields.0.is_empty().then_some(Self { store_id, head, digest, resources })
-    }
-}
-
-fn fold_resource(
-    state: &mut State,
-    resources: &TransactionalTree,
-    overflow: &TransactionalTree,
-    key: &[u8],
-    change: Option<&(Lsn, Vec<u8>)>,
-) -> Changed<()> {
-    let (old, pieces) = match change {
-        Some((lsn, encoded)) => {
-            let (first, rest) = encoded.split_at(encoded.len().min(PIECE_BYTES));
-            let mut value = Vec::with_capacity(12 + first.len());
-            value.extend_from_slice(&lsn.0.to_le_bytes());
-            value.extend_from_slice(&u32::try_from(encoded.len()).expect("a record is below 4 GiB").to_le_bytes());
-            value.extend_from_slice(first);
-            let old = state.insert(TreeTag::Resources, resources, key, &value)?;
-            let mut pieces = 0;
-            for piece in rest.chunks(PIECE_BYTES) {
-                state.insert(TreeTag::Overflow, overflow, &overflow_key(key, pieces), piece)?;
-                pieces += 1;
-            }
-            state.resources += u64::from(old.is_none());
-            (old, pieces)
-        }
-        None => {
-            let old = state.remove(TreeTag::Resources, resources, key)?;
-            state.resources -= u64::from(old.is_some());
-            (old, 0)
-        }
-    };
-    let old_total = old.as_ref().and_then(|old| split_value(old)).map_or(0, |(_, total, _)| total);
-    for number in pieces..pieces_behind(old_total) {
-        state.remove(TreeTag::Overflow, overflow, &overflow_key(key, number))?;
-    }
-    Ok(())
-}
-
-fn open_and_prove(path: &Path, store_id: StoreId, cache_bytes: u64) -> Result<(Db, Trees, State), StoreError> {
+fn open_trees(path: &Path, store_id: StoreId, cache_bytes: u64) -> Result<(Db, Trees, State, Vec<u128>), StoreError> {
     let failed = database(path);
     wait_for_lock(&path.join("db")).map_err(|source| StoreError::Io {
         action: "lock",
@@ -514,40 +397,14 @@ fn open_and_prove(path: &Path, store_id: StoreId, cache_bytes: u64) -> Result<(D
         receipts: tree("receipts")?,
         meta: tree("meta")?,
     };
-    let state = match trees.meta.get(STATE_KEY).map_err(&failed)? {
+    let (state, announced) = match trees.meta.get(STATE_KEY).map_err(&failed)? {
         Some(bytes) => State::decode(&bytes).ok_or_else(|| damaged("another layout or schema"))?,
-        None => State::empty(store_id),
+        None => (State::empty(store_id), Vec::new()),
     };
     if state.store_id != store_id {
         return Err(damaged("it belongs to another journal"));
     }
-    let mut sum = 0u128;
-    let tagged = [
-        (TreeTag::Resources, &trees.resources),
-        (TreeTag::Overflow, &trees.overflow),
-        (TreeTag::Sources, &trees.sources),
-        (TreeTag::Receipts, &trees.receipts),
-    ];
-    for (tag, tree) in tagged {
-        for entry in tree {
-            let (key, value) = entry.map_err(&failed)?;
-            sum = sum.wrapping_add(digest(tag, &key, &value));
-        }
-    }
-    if sum != state.digest {
-        return Err(damaged("its digest does not fit its entries"));
-    }
-    Ok((db, trees, state))
-}
-
-fn digest(tag: TreeTag, key: &[u8], value: &[u8]) -> u128 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&[tag as u8]);
-    hasher.update(&(key.len() as u64).to_le_bytes());
-    hasher.update(key);
-    hasher.update(value);
-    let hash = hasher.finalize();
-    u128::from_le_bytes(*hash.as_bytes().first_chunk().expect("a hash has 32 bytes"))
+    Ok((db, trees, state, announced))
 }
 
 /// A kill while sled writes its snapshot leaves a file that makes the next open fail (spacejam/sled issues 1527, 1533).

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use storage_schema::id::Lsn;
 use tokio::sync::watch;
@@ -12,6 +13,7 @@ use crate::append::Intake;
 use crate::disk::Disk;
 use crate::durable::{Durable, Head};
 use crate::follow::{Bell, Stored};
+use crate::gate::Gate;
 use crate::segment::write::{Group, Prepared, SegmentWriter, prepare_segment};
 use crate::stats::Activity;
 
@@ -22,6 +24,7 @@ pub(crate) struct Writer {
     pub(crate) durable: Arc<watch::Sender<Durable<Head>>>,
     pub(crate) stored: watch::Receiver<Stored>,
     pub(crate) bell: Arc<Bell>,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) preparer: Preparer,
     pub(crate) activity: Arc<Activity>,
 }
@@ -32,7 +35,11 @@ impl Writer {
         while let Some(queued) = self.intake.next_group() {
             let group = &queued.group;
             let prepared = group.opens.as_ref().and_then(|new| self.preparer.take(new.bytes));
-            match self.segments.write(group, prepared) {
+            let begun = Instant::now();
+            self.gate.leave();
+            let written = self.segments.write(group, prepared);
+            self.gate.come_back(begun.elapsed());
+            match written {
                 Ok(sync) => self.activity.note(group, sync),
                 Err(failure) => {
                     tracing::error!(%failure, "the journal accepts nothing any more");
@@ -47,6 +54,12 @@ impl Writer {
             self.bell.durable(group.last_lsn, self.stored.borrow().lsn);
             self.preparer.written(group);
         }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.gate.leave_open();
     }
 }
 

@@ -1,8 +1,11 @@
-//! Schema version 1 under version 2: a state directory that the last build of version 1 has written (`golden/v1-state`, with
-//! its own export, `golden/v1-export.jsonl`) is read as it is, and gone on with. Nothing is converted, nothing is lost.
+//! Older schema versions under this one: a state directory that the last build of such a version has written
+//! (`golden/v1-state`, `golden/v2-state`, each with its own export) is read, and gone on with. No record is converted, nothing
+//! is lost; the store, which is derived, is rebuilt from checkpoint and log, as resources have changed.
 //!
-//! 19 records in two segments (cut behind their last frame), a checkpoint at 9, an index of the closed segment, and sled's
-//! files. Its clock began at 2023-11-14 22:13:20 UTC and went on by a millisecond whenever it was looked at.
+//! Version 1: 19 records in two segments (cut behind their last frame), a checkpoint at 9, an index of the closed segment, and
+//! sled's files. Its clock began at 2023-11-14 22:13:20 UTC and went on by a millisecond whenever it was looked at.
+//!
+//! Version 2: 40 records that `holdfast apply` and `delete` pushed (their segment cut likewise), and a checkpoint at 30.
 
 mod sample;
 
@@ -18,30 +21,64 @@ use journal::{
     CheckpointPolicy, Config, EncodedRecord, ExportError, ImportError, Journal, OriginState, Retention, SourceState,
 };
 use sample::{origin, service, transaction, upsert};
-use storage_schema::codec::{decode_record, encode_record, encode_record_in, encode_resource, hash_record, version_of};
+use storage_schema::codec::{
+    SCHEMA_VERSION, decode_record, encode_record, encode_record_in, encode_resource, hash_record, version_of,
+};
 use storage_schema::id::{Lsn, RecordHash};
-use storage_schema::record::Delta;
-use storage_schema::resource::{Kind, ResourceKey};
+use storage_schema::record::{Cause, Delta, Drained, Event, Transaction};
+use storage_schema::resource::{Affinity, DrainMode, Kind, LoadBalancing, Policy, ResourceKey, Service};
 
-/// The last record of version 1, and its hash as that build computed it.
-const LAST: Lsn = Lsn(19);
-const LAST_HASH: &str = "b3e8ddddee4e71f4726219293160fd27c51182064d80271dfbfc0ac5b5a76c5a";
+/// What the last build of an older version has left behind.
+struct Past {
+    version: u32,
+    /// The last record, and its hash as that build computed it.
+    last: Lsn,
+    last_hash: &'static str,
+    checkpoint: u64,
+    /// A version of `istiod`'s that has its receipt, and the record that it stands for.
+    known: (u64, Lsn),
+    last_version: u64,
+}
+
+const PASTS: [Past; 2] = [
+    Past {
+        version: 1,
+        last: Lsn(19),
+        last_hash: "b3e8ddddee4e71f4726219293160fd27c51182064d80271dfbfc0ac5b5a76c5a",
+        checkpoint: 9,
+        known: (113, Lsn(16)),
+        last_version: 116,
+    },
+    Past {
+        version: 2,
+        last: Lsn(40),
+        last_hash: "894ffe94d68cecfe8a23921cfd29f073f4b72a581783d06520cac296b89f2781",
+        checkpoint: 30,
+        known: (1033, Lsn(33)),
+        last_version: 1040,
+    },
+];
 const CLIENT: &str = "uid=0 gid=0 pid=4711";
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name)
 }
 
-fn exported() -> Vec<EncodedRecord> {
-    let lines = fs::read(golden("v1-export.jsonl")).unwrap();
-    journal::read_jsonl(&lines[..]).collect::<Result<_, _>>().unwrap()
-}
+impl Past {
+    fn exported(&self) -> Vec<EncodedRecord> {
+        journal::read_jsonl(&self.export()[..]).collect::<Result<_, _>>().unwrap()
+    }
 
-/// A copy of the state directory of version 1.
-fn old_state() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().unwrap();
-    copy_dir(&golden("v1-state"), &state(&dir));
-    dir
+    fn export(&self) -> Vec<u8> {
+        fs::read(golden(&format!("v{}-export.jsonl", self.version))).unwrap()
+    }
+
+    /// A copy of its state directory.
+    fn state(&self) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        copy_dir(&golden(&format!("v{}-state", self.version)), &state(&dir));
+        dir
+    }
 }
 
 fn state(dir: &tempfile::TempDir) -> PathBuf {
@@ -69,7 +106,7 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-/// Appends records of version 2, several segments of them, behind the old ones.
+/// Appends records of this version, several segments of them, behind the old ones.
 fn append(journal: &Journal, records: std::ops::RangeInclusive<u64>) {
     for number in records {
         let name = format!("shop/svc-{}", number % 12);
@@ -137,7 +174,7 @@ fn check(journal: &Journal, expected: &[EncodedRecord]) {
     let last = Lsn(expected.len() as u64);
     assert_eq!(records(journal), expected);
     assert_eq!(stored(journal), folded(expected, last));
-    for lsn in [Lsn(0), Lsn(8), Lsn(9), Lsn(12), LAST, Lsn(LAST.0.midpoint(last.0)), last] {
+    for lsn in [0, 8, 9, 12, 19, last.0.midpoint(19), last.0 - 10, last.0].map(Lsn) {
         assert_eq!(state_at(journal, lsn), folded(expected, lsn), "at {lsn}");
     }
     for name in ["shop/svc-2", "shop/svc-1", "shop/large"] {
@@ -162,54 +199,79 @@ fn check(journal: &Journal, expected: &[EncodedRecord]) {
 }
 
 #[test]
-fn a_state_directory_of_schema_1_is_read_as_it_is() {
-    let dir = old_state();
-    let report = journal::verify(&state(&dir), |_| {}).unwrap();
-    assert_eq!((report.trusted_lsn, report.wrong), (LAST, Vec::new()));
-    let journal = open(&dir);
-    let report = journal.open_report();
-    assert_eq!((report.durable_lsn, report.cut_bytes, report.lost, report.created), (LAST, 0, None, false));
-    assert_eq!((report.folded, &report.store_rebuilt), (0, &None), "the store of version 1 serves on");
-    let expected = exported();
-    check(&journal, &expected);
-    assert_eq!(journal.encoded_record(LAST).unwrap().hash().to_string(), LAST_HASH);
-    for record in &expected {
-        assert_eq!(version_of(&record.encoded).unwrap(), 1);
-        let archived = record.access().unwrap();
-        assert!(archived.received_wall_ns.is_none() && archived.client.is_none());
+fn a_state_directory_of_an_older_schema_is_read() {
+    for past in PASTS {
+        let dir = past.state();
+        let last = past.last;
+        let report = journal::verify(&state(&dir), |_| {}).unwrap();
+        assert_eq!((report.trusted_lsn, report.wrong), (last, Vec::new()));
+        let journal = open(&dir);
+        let report = journal.open_report();
+        assert_eq!((report.durable_lsn, report.cut_bytes, report.lost, report.created), (last, 0, None, false));
+        let rebuilt = report.store_rebuilt.as_deref().expect("resources have changed since");
+        assert!(rebuilt.contains("schema"), "{rebuilt}");
+        assert_eq!(report.folded, last.0 - past.checkpoint, "from the checkpoint on");
+        let expected = past.exported();
+        check(&journal, &expected);
+        assert_eq!(journal.encoded_record(last).unwrap().hash().to_string(), past.last_hash);
+        for record in &expected {
+            let version = version_of(&record.encoded).unwrap();
+            assert_eq!(version, past.version);
+            let archived = record.access().unwrap();
+            assert_eq!(archived.received_wall_ns.is_some(), version == 2);
+            assert!(!archived.transaction.take_over && archived.transaction.event.is_none());
+        }
+        let state = |incarnation, last_version, last_lsn| SourceState { incarnation, last_version, last_lsn };
+        let sources = [
+            ("cli".to_owned(), state(0, None, Lsn(12))),
+            ("istiod".to_owned(), state(2, Some(past.last_version), last)),
+        ];
+        assert_eq!(journal.sources(), sources);
+        let (version, lsn) = past.known;
+        let OriginState::Duplicate(ack) = journal.origin(&origin("istiod", 2, version)).unwrap() else {
+            panic!("it is known")
+        };
+        let index = usize::try_from(lsn.0 - 1).unwrap();
+        assert_eq!((ack.lsn(), ack.hash()), (lsn, expected[index].hash()));
+        drop(journal);
+        let journal = open(&dir);
+        assert_eq!((journal.open_report().folded, &journal.open_report().store_rebuilt), (0, &None), "once is enough");
+        check(&journal, &expected);
     }
-    let state = |incarnation, last_version, last_lsn| SourceState { incarnation, last_version, last_lsn };
-    let sources = [("cli".to_owned(), state(0, None, Lsn(12))), ("istiod".to_owned(), state(2, Some(116), LAST))];
-    assert_eq!(journal.sources(), sources);
-    let OriginState::Duplicate(ack) = journal.origin(&origin("istiod", 2, 113)).unwrap() else { panic!("it is known") };
-    assert_eq!((ack.lsn(), ack.hash()), (Lsn(16), expected[15].hash()));
 }
 
 #[test]
-fn a_journal_of_both_versions_is_one_journal() {
-    let dir = old_state();
+fn a_journal_of_several_versions_is_one_journal() {
+    for past in PASTS {
+        go_on_with(&past);
+    }
+}
+
+fn go_on_with(past: &Past) {
+    let dir = past.state();
+    let last = usize::try_from(past.last.0).unwrap();
     let journal = open(&dir);
-    append(&journal, 20..=150);
+    append(&journal, past.last.0 + 1..=150);
     let all = records(&journal);
-    assert_eq!(all[..19], exported(), "what was written stays as it was written");
+    assert_eq!(all[..last], past.exported(), "what was written stays as it was written");
     check(&journal, &all);
-    for record in &all[19..] {
+    for record in &all[last..] {
         let version = version_of(&record.encoded).unwrap();
         let record = record.decode().unwrap();
-        assert_eq!(version, 2);
+        assert_eq!(version, SCHEMA_VERSION);
         assert_eq!(record.client.as_deref(), (record.lsn.0 % 2 == 0).then_some(CLIENT));
         assert!(record.received_wall_ns.is_some_and(|received| received.abs_diff(record.wall_ns) < 60_000_000_000));
     }
     drop(journal);
 
-    // Reopened, and rebuilt from the checkpoint of version 1.
+    // Reopened, and rebuilt from the checkpoint of the older version.
     let journal = open(&dir);
     assert_eq!((journal.open_report().durable_lsn, &journal.open_report().store_rebuilt), (Lsn(150), &None));
     check(&journal, &all);
     drop(journal);
     fs::remove_dir_all(state(&dir).join("store")).unwrap();
     let journal = open(&dir);
-    assert_eq!(journal.open_report().folded, 141, "the checkpoint is at record 9");
+    assert_eq!(journal.open_report().folded, 150 - past.checkpoint);
     check(&journal, &all);
     journal.checkpoint().unwrap();
 
@@ -222,18 +284,19 @@ fn a_journal_of_both_versions_is_one_journal() {
     let imported = tempfile::tempdir().unwrap();
     let mut export = Vec::new();
     journal::export_jsonl(&mut journal.read_from(Lsn(1)).unwrap(), Lsn(150), &mut export).unwrap();
-    assert!(export.starts_with(&fs::read(golden("v1-export.jsonl")).unwrap()), "old records have the lines they had");
+    assert!(export.starts_with(&past.export()), "old records have the lines they had");
     let lines = String::from_utf8(export.clone()).unwrap();
-    let told = lines.lines().skip(19).filter(|line| line.starts_with(r#"{"schema":2,"lsn":"#)).count();
-    assert_eq!(told, 131);
+    let begins = format!("{{\"schema\":{SCHEMA_VERSION},\"lsn\":");
+    let told = lines.lines().skip(last).filter(|line| line.starts_with(&begins)).count();
+    assert_eq!(told, 150 - last);
     assert_eq!(journal::import_jsonl(&config(&imported), &export[..]).unwrap(), 150);
     check(&open(&imported), &all);
 
-    // What retention leaves begins with records of version 2.
+    // What retention leaves begins with records of this version.
     append(&journal, 151..=260);
     let all = records(&journal);
     journal.compact(&Retention { records: Some(20), ..Retention::default() }).unwrap();
-    assert!(journal.watermarks().oldest_lsn > LAST);
+    assert!(journal.watermarks().oldest_lsn > past.last);
     assert_eq!(stored(&journal), folded(&all, Lsn(260)));
     drop(journal);
     fs::remove_dir_all(state(&dir).join("store")).unwrap();
@@ -241,20 +304,55 @@ fn a_journal_of_both_versions_is_one_journal() {
 }
 
 #[test]
-fn an_export_of_version_1_becomes_a_journal_with_the_same_hashes() {
+fn an_export_of_an_older_version_becomes_a_journal_with_the_same_hashes() {
+    for past in PASTS {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(journal::import_jsonl(&config(&dir), &past.export()[..]).unwrap(), past.last.0);
+        let journal = open(&dir);
+        check(&journal, &past.exported());
+        assert_eq!(journal.encoded_record(past.last).unwrap().hash().to_string(), past.last_hash);
+        append(&journal, past.last.0 + 1..=past.last.0 + 11);
+        check(&journal, &records(&journal));
+    }
+}
+
+/// Everything that only this version can say comes back from an export as it was.
+#[test]
+fn what_is_new_is_exported_and_imported() {
     let dir = tempfile::tempdir().unwrap();
-    let lines = fs::read(golden("v1-export.jsonl")).unwrap();
-    assert_eq!(journal::import_jsonl(&config(&dir), &lines[..]).unwrap(), 19);
     let journal = open(&dir);
-    check(&journal, &exported());
-    assert_eq!(journal.encoded_record(LAST).unwrap().hash().to_string(), LAST_HASH);
-    append(&journal, 20..=30);
-    check(&journal, &records(&journal));
+    let event = Event::Drained(Drained {
+        service: "shop/cart".to_owned(),
+        workload: "c//Pod/shop/cart-1".to_owned(),
+        mode: DrainMode::Graceful,
+        closed: 3,
+        reselected: 0,
+    });
+    let balanced =
+        LoadBalancing { affinity: Some(Affinity { timeout_seconds: 60 }), ..LoadBalancing::of(Policy::Maglev) };
+    let cart = Service { load_balancing: balanced, all_ports: true, ..service("shop/cart") };
+    let taken = Transaction { cause: Cause::Sync, take_over: true, ..transaction("b", None, vec![upsert(cart)]) };
+    let told = Transaction { cause: Cause::Agent, event: Some(event), ..transaction("holdfast", None, vec![]) };
+    for transaction in [&taken, &told] {
+        let submitted = journal.blocking_reserve().unwrap().submit(transaction.clone()).unwrap();
+        submitted.ack.blocking_wait().unwrap();
+    }
+    let mut export = Vec::new();
+    journal::export_jsonl(&mut journal.read_from(Lsn(1)).unwrap(), Lsn(2), &mut export).unwrap();
+    let text = String::from_utf8(export.clone()).unwrap();
+    assert!(text.contains(r#""cause":"sync","takeOver":true,"deltas":[{"upsert""#), "{text}");
+    let event = r#""cause":"agent","deltas":[],"event":{"drained":{"service":"shop/cart","workload":"c//Pod/shop/cart-1","mode":"graceful","closed":3,"reselected":0}}"#;
+    assert!(text.contains(event), "{text}");
+    let read: Vec<EncodedRecord> = journal::read_jsonl(&export[..]).collect::<Result<_, _>>().unwrap();
+    assert_eq!(read, records(&journal));
+    assert_eq!(read[0].decode().unwrap().transaction, taken);
+    assert_eq!(read[1].decode().unwrap().transaction, told);
 }
 
 #[test]
 fn a_line_says_what_its_version_can_say() {
-    let lines = fs::read_to_string(golden("v1-export.jsonl")).unwrap();
+    let [past, _] = PASTS;
+    let lines = String::from_utf8(past.export()).unwrap();
     let first = lines.lines().next().unwrap();
     let refused = |line: String| match journal::import_jsonl(&config(&tempfile::tempdir().unwrap()), line.as_bytes()) {
         Err(ImportError::Export(ExportError::Line { line: 1, reason })) => reason,
@@ -263,29 +361,32 @@ fn a_line_says_what_its_version_can_say() {
     let with = |fields: &str| format!("{{{fields},{}", &first[1..]);
     assert_eq!(refused(with(r#""client":"uid=0""#)), "a record of schema version 1 has no client");
     assert_eq!(refused(with(r#""receivedWallNs":7"#)), "a record of schema version 1 has no received_wall_ns");
+    assert_eq!(refused(with(r#""takeOver":true"#)), "a record of schema version 1 has no take_over");
+    assert_eq!(refused(with(r#""schema":2,"cause":"expiry""#)), "a record of schema version 2 has no cause");
     assert!(refused(with(r#""schema":2"#)).contains("record 1 was altered"));
-    let newer = refused(with(r#""schema":3"#));
-    assert_eq!(newer, "schema version 3 is not known here (newest known: 2): use a newer holdfast");
+    let newer = refused(with(r#""schema":4"#));
+    assert_eq!(newer, "schema version 4 is not known here (newest known: 3): use a newer holdfast");
     assert!(journal::read_jsonl(with(r#""schema":1"#).as_bytes()).all(|record| record.is_ok()));
 
     // A first record with a predecessor, its hash recomputed.
-    let mut record = exported()[0].decode().unwrap();
+    let mut record = past.exported()[0].decode().unwrap();
     record.previous_hash = RecordHash([1; 32]);
     let hash = hash_record(&encode_record_in(1, record.clone()).unwrap()).to_string();
     let forged = first.replace(&RecordHash::default().to_string(), &record.previous_hash.to_string());
-    let forged = forged.replace(&exported()[0].hash().to_string(), &hash);
+    let forged = forged.replace(&past.exported()[0].hash().to_string(), &hash);
     assert_eq!(refused(forged), "record 1 is the first one, but names the hash of one before it");
 }
 
 #[test]
 fn a_record_of_a_newer_version_is_refused_by_its_version() {
-    let dir = old_state();
+    let [past, _] = PASTS;
+    let dir = past.state();
     let last = state(&dir).join("journal/00000000000000000012.seg");
     let mut segment = fs::read(&last).unwrap();
-    let mut record = decode_record(&exported()[18].encoded).unwrap();
+    let mut record = decode_record(&past.exported()[18].encoded).unwrap();
     record.lsn = Lsn(20);
     let mut body = encode_record(&record);
-    body[..4].copy_from_slice(&3_u32.to_le_bytes());
+    body[..4].copy_from_slice(&4_u32.to_le_bytes());
     let store_id = journal::verify(&state(&dir), |_| {}).unwrap().store_id;
     push_frame(&mut segment, store_id, Lsn(20), Lsn(20), &body);
     fs::write(&last, segment).unwrap();
@@ -298,7 +399,7 @@ fn a_record_of_a_newer_version_is_refused_by_its_version() {
     }
     assert!(message.contains("record 20") || message.contains("LSN 20"), "{message}");
     assert!(
-        message.contains("schema version 3 is not known here (newest known: 2): use a newer holdfast"),
+        message.contains("schema version 4 is not known here (newest known: 3): use a newer holdfast"),
         "{message}"
     );
 }

@@ -38,13 +38,15 @@ pub struct Settings {
     pub journal: &'static [&'static str],
     /// Where it is to die, and how many times it passes there before.
     pub failpoint: Option<(&'static str, u64)>,
+    /// Where it is held up, and for how many milliseconds.
+    pub pause: Option<(&'static str, u64)>,
     /// What it logs, as a tracing filter.
     pub log: &'static str,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { kernel: true, capacities: SMALL, journal: &[], failpoint: None, log: "info" }
+        Self { kernel: true, capacities: SMALL, journal: &[], failpoint: None, pause: None, log: "info" }
     }
 }
 
@@ -119,24 +121,37 @@ impl Agent {
             command.args(["--datapath", "memory"]);
         }
         command.args(settings.journal);
-        if let Some((name, skip)) = settings.failpoint {
-            command.env("HOLDFAST_FAILPOINTS", format!("{name}={skip}"));
-        }
+        let armed = settings.failpoint.map(|(name, skip)| format!("{name}={skip}"));
+        let paused = settings.pause.map(|(name, milliseconds)| format!("{name}=pause:{milliseconds}"));
+        let places: Vec<String> = armed.into_iter().chain(paused).collect();
+        command.env("HOLDFAST_FAILPOINTS", places.join(","));
         command
     }
 
-    /// Waits until it answers and shows everything that is durable; `Err` if it ends before that.
+    /// Waits until it answers, has loaded its state, and shows everything that is durable; `Err` if it ends before that.
     ///
     /// # Panics
     /// If it does neither for a minute.
     pub fn wait_ready(&mut self) -> Result<Status, Ended> {
+        self.wait_for(|status| !status.loading && status.applied_lsn == status.durable_lsn)
+    }
+
+    /// Waits until it answers; `Err` if it ends before that.
+    ///
+    /// # Panics
+    /// If it does neither for a minute.
+    pub fn wait_serving(&mut self) -> Result<Status, Ended> {
+        self.wait_for(|_| true)
+    }
+
+    fn wait_for(&mut self, is_so: impl Fn(&Status) -> bool) -> Result<Status, Ended> {
         let deadline = Instant::now() + TIMEOUT;
         loop {
             if let Some(status) = self.process.0.try_wait().expect("a child can be waited for") {
                 return Err(Ended { status, log: self.log() });
             }
             match self.try_status() {
-                Ok(status) if status.applied_lsn == status.durable_lsn => return Ok(status),
+                Ok(status) if is_so(&status) => return Ok(status),
                 last => assert!(Instant::now() < deadline, "the agent is not ready: {last:?}"),
             }
             thread::sleep(Duration::from_millis(2));

@@ -25,6 +25,11 @@ const SET: u16 = 4;
 /// A connection: what its socket was stamped with, what it dialled and where it arrived.
 pub type Connection = (Stamp, SocketAddr, SocketAddr);
 
+/// Where the services are, in both families.
+pub fn destinations() -> impl Iterator<Item = SocketAddr> {
+    (0..SERVICES).flat_map(world::vips).map(|vip| SocketAddr::new(vip, 80))
+}
+
 /// Connects to one service after another, in both families; none of them is ever without backends.
 ///
 /// # Panics
@@ -33,7 +38,7 @@ pub fn connect_until(stop: &AtomicBool, made: &AtomicUsize, datapath: &Datapath)
     let mut connections = Vec::new();
     let mut last_epoch = 0;
     while !stop.load(Ordering::Relaxed) {
-        for to in (0..SERVICES).flat_map(world::vips).map(|vip| SocketAddr::new(vip, 80)) {
+        for to in destinations() {
             let attempt = attempt(datapath, to, false);
             let peer = attempt.arrived.unwrap_or_else(|errno| panic!("{to}: {errno}"));
             let stamp = attempt.stamp.unwrap_or_else(|| panic!("{to} was not balanced"));
@@ -67,7 +72,7 @@ pub fn check(journal: &Journal, connections: &[Connection]) -> usize {
         for (stamp, to, peer) in decided {
             let key = FrontendKey::new(to.ip(), to.port(), Protocol::Tcp.number());
             let verdict = decision::decide(&View(applier.tables()), stamp.epoch, &key, stamp.entropy);
-            let Verdict::Forward { service, backend, address, port_be } = verdict else {
+            let Verdict::Forward { service, backend, address, port_be, .. } = verdict else {
                 panic!("epoch {} has {verdict:?} for {to}, which went to {peer}", stamp.epoch)
             };
             assert_eq!((stamp.service, stamp.backend), (service, backend), "epoch {}", stamp.epoch);
@@ -99,5 +104,5 @@ pub fn place_on(set: u16, version: u64) -> Transaction {
 fn transaction(version: Option<u64>, resources: Vec<Resource>) -> Transaction {
     let version = version.map(|version| version + 1);
     let origin = Origin { source: "atomicity".to_owned(), incarnation: 1, version };
-    Transaction { origin, deltas: resources.into_iter().map(Delta::Upsert).collect() }
+    Transaction::push(origin, resources.into_iter().map(Delta::Upsert).collect())
 }

@@ -8,7 +8,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use storage_schema::id::Lsn;
 use storage_schema::record::{Delta, Transaction};
-use storage_schema::resource::{NoEndpoints, Resource, ResourceKey, Service, Workload, WorkloadStatus};
+use storage_schema::resource::{
+    LocalityMode, LocalityScope, NoEndpoints, Node, Policy, Protocol, Resource, ResourceKey, Service, ServicePort,
+    Workload, WorkloadStatus,
+};
 
 use crate::worker::Outcome;
 
@@ -21,7 +24,7 @@ pub struct State {
 /// How connections to a destination may end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Expected {
-    /// At one of these, each as likely as the other.
+    /// At one of these.
     OneOf(BTreeSet<SocketAddr>),
     /// `ECONNREFUSED`.
     Refused,
@@ -70,27 +73,84 @@ impl State {
         })
     }
 
-    /// How connections to `destination` may end.
+    /// How TCP connections to `destination` may end.
     pub fn expected(&self, destination: SocketAddr) -> Expected {
-        let owns = |service: &&Service| {
-            service.vips.contains(&destination.ip()) && service.ports.iter().any(|port| port.port == destination.port())
-        };
-        let Some(service) = self.services().find(owns) else { return Expected::Untranslated };
-        for status in [WorkloadStatus::Healthy, WorkloadStatus::Terminating] {
-            let members = self.workloads().filter(|workload| workload.status == status);
-            let backends: BTreeSet<SocketAddr> =
-                members.filter_map(|workload| backend(workload, service, destination)).collect();
-            if !backends.is_empty() {
-                return Expected::OneOf(backends);
-            }
+        let Some((service, port)) = self.service_at(destination) else { return Expected::Untranslated };
+        let backends = self.backends(service, port, destination);
+        if !backends.is_empty() {
+            return Expected::OneOf(backends);
         }
-        let passes = self
-            .resources()
-            .any(|resource| matches!(resource, Resource::Node(node) if node.no_endpoints == NoEndpoints::Pass));
-        if passes { Expected::Untranslated } else { Expected::Refused }
+        let of_node = self.node().map(|node| node.no_endpoints).unwrap_or_default();
+        match service.no_endpoints.unwrap_or(of_node) {
+            NoEndpoints::Refuse => Expected::Refused,
+            NoEndpoints::Pass => Expected::Untranslated,
+        }
     }
 
-    /// How many table entries this takes.
+    /// The service that is reached at a destination over TCP, and the port of its that is; `None`: any port.
+    pub fn service_at(&self, destination: SocketAddr) -> Option<(&Service, Option<&ServicePort>)> {
+        let (ip, number) = (destination.ip(), destination.port());
+        let has = |service: &Service| service.vips.contains(&ip) || service.external_addresses.contains(&ip);
+        let is_node = self.node().is_some_and(|node| node.addresses.contains(&ip));
+        let named = self.services().find_map(|service| {
+            let mut ports = service.ports.iter().filter(|port| port.protocol == Protocol::Tcp);
+            let port = ports.find(|port| has(service) && port.port == number || is_node && port.node_port == number)?;
+            Some((service, Some(port)))
+        });
+        named.or_else(|| {
+            self.services().find(|service| service.all_ports && has(service)).map(|service| (service, None))
+        })
+    }
+
+    fn node(&self) -> Option<&Node> {
+        self.resources().find_map(|resource| match resource {
+            Resource::Node(node) => Some(node),
+            _ => None,
+        })
+    }
+
+    /// Where connections may go.
+    fn backends(&self, service: &Service, port: Option<&ServicePort>, dialled: SocketAddr) -> BTreeSet<SocketAddr> {
+        if let Some(waypoint) = &service.waypoint {
+            let address = SocketAddr::new(waypoint.address, waypoint.port);
+            return [address].into_iter().filter(|address| address.is_ipv4() == dialled.is_ipv4()).collect();
+        }
+        for status in [WorkloadStatus::Healthy, WorkloadStatus::Terminating] {
+            let members = self.workloads().filter(|workload| workload.status == status);
+            let members = members.filter_map(|workload| Some((workload, backend(workload, service, port, dialled)?)));
+            let mut members = self.preferred(service, members.collect());
+            let weighted = service.load_balancing.policy == Policy::Weighted;
+            if weighted && members.iter().any(|(workload, _)| workload.weight > 0) {
+                members.retain(|(workload, _)| workload.weight > 0);
+            }
+            if !members.is_empty() {
+                return members.into_iter().map(|(_, address)| address).collect();
+            }
+        }
+        BTreeSet::new()
+    }
+
+    fn preferred<'w>(
+        &self,
+        service: &Service,
+        members: Vec<(&'w Workload, SocketAddr)>,
+    ) -> Vec<(&'w Workload, SocketAddr)> {
+        let nowhere = Node::default();
+        let here = self.node().unwrap_or(&nowhere);
+        let scopes = &service.load_balancing.locality.routing_preference;
+        let matching = |workload: &Workload| {
+            let differs = |scope: &&LocalityScope| !matches(**scope, workload, here);
+            scopes.len() - scopes.iter().skip_while(|scope| !differs(scope)).count()
+        };
+        let wanted = match service.load_balancing.locality.mode {
+            LocalityMode::None => 0,
+            LocalityMode::Strict => scopes.len(),
+            LocalityMode::Failover => members.iter().map(|(workload, _)| matching(workload)).max().unwrap_or(0),
+        };
+        members.into_iter().filter(|(workload, _)| matching(workload) >= wanted).collect()
+    }
+
+    /// How many table entries this takes, of services that say no more than [`crate::world::transaction`] has them say.
     pub fn entries(&self) -> Entries {
         let mut entries = Entries::default();
         let mut backends = BTreeSet::new();
@@ -101,7 +161,8 @@ impl State {
                 for port in &service.ports {
                     keys.insert((vip.is_ipv4(), port.port));
                     let destination = SocketAddr::new(*vip, port.port);
-                    backends.extend(self.workloads().filter_map(|w| Some((&w.uid, backend(w, service, destination)?))));
+                    let of = |workload| backend(workload, service, Some(port), destination);
+                    backends.extend(self.workloads().filter_map(|workload| Some((&workload.uid, of(workload)?))));
                 }
             }
             entries.services += keys.len() as u64;
@@ -122,13 +183,31 @@ impl Expected {
     }
 }
 
-/// Where a workload serves a destination of a service, if it does.
-fn backend(workload: &Workload, service: &Service, destination: SocketAddr) -> Option<SocketAddr> {
+/// Whether a workload is where the node is, in one respect.
+fn matches(scope: LocalityScope, workload: &Workload, node: &Node) -> bool {
+    let (there, here) = (&workload.locality, &node.locality);
+    match scope {
+        LocalityScope::Network => workload.network == node.network,
+        LocalityScope::Region => there.region == here.region,
+        LocalityScope::Zone => (&there.region, &there.zone) == (&here.region, &here.zone),
+        LocalityScope::Subzone => there == here,
+        LocalityScope::Node => workload.node == node.name,
+        LocalityScope::Cluster => workload.cluster == node.cluster,
+    }
+}
+
+/// Where a workload serves what was dialled at a port of a service, if it does.
+fn backend(
+    workload: &Workload,
+    service: &Service,
+    port: Option<&ServicePort>,
+    dialled: SocketAddr,
+) -> Option<SocketAddr> {
     let backing = workload.services.iter().find(|backing| backing.service == service.name)?;
-    let address = workload.addresses.iter().find(|address: &&IpAddr| address.is_ipv4() == destination.is_ipv4())?;
-    let own = backing.ports.iter().find(|own| own.service_port == destination.port()).map(|own| own.target_port);
-    let general = service.ports.iter().find(|port| port.port == destination.port()).map(|port| port.target_port);
-    Some(SocketAddr::new(*address, own.or(general)?))
+    let address = workload.addresses.iter().find(|address: &&IpAddr| address.is_ipv4() == dialled.is_ipv4())?;
+    let Some(port) = port else { return Some(SocketAddr::new(*address, dialled.port())) };
+    let own = backing.ports.iter().find(|own| own.service_port == port.port).map(|own| own.target_port);
+    Some(SocketAddr::new(*address, own.unwrap_or(port.target_port)))
 }
 
 /// What was pushed, and how much of it was acknowledged.
@@ -217,7 +296,10 @@ impl Oracle {
 
 #[cfg(test)]
 mod tests {
-    use super::{Expected, Oracle};
+    use applier::entry::Changes;
+    use applier::{Model, plan};
+
+    use super::{Expected, Oracle, State};
     use crate::seed::Seed;
     use crate::world;
 
@@ -232,6 +314,41 @@ mod tests {
         assert_eq!(oracle.latest().expected("10.96.0.1:81".parse().unwrap()), Expected::Untranslated);
         let entries = oracle.latest().entries();
         assert_eq!((entries.frontends, entries.services, entries.backends), (16, 16, 32));
+    }
+
+    /// What a transaction is said to change, together with what was there, is what the state asks for as a whole.
+    #[test]
+    fn changes_add_up_to_the_whole_state() {
+        let seed = Seed::from_environment("recovery-tests", "changes_add_up_to_the_whole_state");
+        let mut random = seed.generator(0);
+        let capacities = storage_schema::map::Capacities { endpoints: 1 << 20, ..Default::default() };
+        let (mut model, mut state, mut tables) = (applier::Model::default(), State::default(), Changes::default());
+        for version in 1..400 {
+            let mut transaction = match version {
+                1 => world::foundation("test"),
+                _ => world::transaction(&state, &mut random, "test", version),
+            };
+            world::enrich(&mut transaction, &mut random);
+            transaction.deltas.iter().for_each(|delta| state.apply(delta));
+            tables.merge(model.admit(&transaction, &capacities).expect("it is valid").changes);
+            tables.frontends.retain(|_, entry| entry.is_some());
+            tables.services.retain(|_, entry| entry.is_some());
+            tables.backends.retain(|_, entry| entry.is_some());
+            let whole: Result<_, std::convert::Infallible> = Model::load(state.resources().cloned().map(Ok));
+            let Ok(whole) = whole;
+            let everything = plan::everything(&whole);
+            assert_eq!(tables.frontends, everything.frontends);
+            assert_eq!(tables.services, everything.services);
+            assert_eq!(tables.backends, everything.backends);
+            assert_eq!(tables.node.unwrap_or_default(), everything.node.unwrap_or_default());
+            assert_eq!(model.usage(), whole.usage());
+            // A transaction that is refused or taken back leaves nothing behind.
+            let mut next = world::transaction(&state, &mut random, "test", version + 1);
+            world::enrich(&mut next, &mut random);
+            let admitted = model.admit(&next, &capacities).expect("it is valid");
+            model.revert(admitted);
+            assert_eq!((plan::everything(&model), model.usage()), (plan::everything(&whole), whole.usage()));
+        }
     }
 
     #[test]

@@ -126,6 +126,12 @@ impl Rig {
         })
     }
 
+    /// Pushes a transaction with so many changes, none of which changes anything; returns whether it was acknowledged.
+    pub fn push_crowd(&mut self, agent: &Agent, count: usize) -> bool {
+        let version = self.oracle.transactions().len() as u64 + 1;
+        self.push(agent, &world::crowd(SOURCE, version, count))
+    }
+
     /// Fills the journal's segment, of this length, until only so many bytes are free. No agent may run.
     pub fn fill_segment(&mut self, segment_bytes: u64, bytes_free: usize) {
         const BYTES: usize = 4 << 20;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use loader::Datapath;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketType, connect, getpeername, socket};
+use rustix::net::{AddressFamily, SocketType, bind, connect, getpeername, socket};
 use storage_schema::map::Stamp;
 
 use crate::sandbox::Sandbox;
@@ -60,12 +60,29 @@ pub struct Attempt {
 /// # Panics
 /// If no socket can be made, or the stamp cannot be read.
 pub fn attempt(datapath: &Datapath, to: SocketAddr, mapped: bool) -> Attempt {
+    attempt_over(SocketType::STREAM, datapath, to, mapped, None)
+}
+
+/// Connects a socket of a type, bound to an address before if one is given.
+///
+/// # Panics
+/// If no socket can be made or bound, or the stamp cannot be read.
+pub fn attempt_over(
+    kind: SocketType,
+    datapath: &Datapath,
+    to: SocketAddr,
+    mapped: bool,
+    bound: Option<SocketAddr>,
+) -> Attempt {
     let to = match to.ip() {
         IpAddr::V4(v4) if mapped => SocketAddr::new(v4.to_ipv6_mapped().into(), to.port()),
         _ => to,
     };
     let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let socket = socket(family, SocketType::STREAM, None).expect("a socket can be made");
+    let socket = socket(family, kind, None).expect("a socket can be made");
+    if let Some(bound) = bound {
+        bind(&socket, &bound).expect("a local address");
+    }
     let arrived = connect(&socket, &to).and_then(|()| getpeername(&socket)).map(|peer| {
         let peer = SocketAddr::try_from(peer.expect("a connected socket has a peer")).expect("it is an IP address");
         SocketAddr::new(peer.ip().to_canonical(), peer.port())

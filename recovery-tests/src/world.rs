@@ -10,8 +10,8 @@ use rand::seq::{IndexedRandom, IteratorRandom, SliceRandom};
 use rand::{Rng, RngCore};
 use storage_schema::record::{Delta, Origin, Transaction};
 use storage_schema::resource::{
-    Backing, Kind, NoEndpoints, Node, PortOverride, Protocol, Resource, ResourceKey, Service, ServicePort, Workload,
-    WorkloadStatus,
+    Backing, Kind, Locality, LocalityMode, LocalityScope, NoEndpoints, Node, Policy, PortOverride, Resource,
+    ResourceKey, Service, ServicePort, Waypoint, Workload, WorkloadStatus,
 };
 
 use crate::echo::backend_addresses;
@@ -42,7 +42,7 @@ pub fn foundation(source: &str) -> Transaction {
         workload(number, WorkloadStatus::Healthy, backings)
     });
     let resources = services.map(Resource::Service).chain(workloads.map(Resource::Workload));
-    Transaction { origin: origin(source, 1), deltas: resources.map(Delta::Upsert).collect() }
+    Transaction::push(origin(source, 1), resources.map(Delta::Upsert).collect())
 }
 
 /// A transaction that is valid in `state`, as the `version`-th of its source.
@@ -62,7 +62,81 @@ pub fn transaction(state: &State, random: &mut impl RngCore, source: &str, versi
         }
         deltas.extend(more);
     }
-    Transaction { origin: origin(source, version), deltas }
+    Transaction::push(origin(source, version), deltas)
+}
+
+/// Has services, workloads and the node say more than the mesh needs: policies, places, weights, waypoints, and further ways
+/// to be reached. Valid wherever the transaction is, on tables that have room for Maglev tables.
+pub fn enrich(transaction: &mut Transaction, random: &mut impl RngCore) {
+    for delta in &mut transaction.deltas {
+        match delta {
+            Delta::Upsert(Resource::Service(service)) => enrich_service(service, random),
+            Delta::Upsert(Resource::Workload(workload)) => {
+                workload.weight = *[0, 1, 1, 5].choose(random).expect("there are some");
+                workload.locality = locality(random);
+                workload.node = String::from(if random.random() { "node" } else { "other" });
+            }
+            Delta::Upsert(Resource::Node(node)) => {
+                node.locality = locality(random);
+                node.addresses = NODE_ADDRESSES.into_iter().filter(|_| random.random_ratio(2, 3)).collect();
+            }
+            Delta::Remove(_) => {}
+        }
+    }
+}
+
+/// The destinations that [`enrich`] adds: external addresses, ports of the node, and ports that no service names.
+pub fn more_destinations() -> impl Iterator<Item = SocketAddr> {
+    let external = (0..SERVICES).flat_map(|number| PORTS.map(|(port, _)| SocketAddr::new(external(number), port)));
+    let ports = (0..SERVICES).map(node_port);
+    let on_node = ports.flat_map(|port| NODE_ADDRESSES.map(|address| SocketAddr::new(address, port)));
+    let unnamed = (0..VIPS).flat_map(|vip| vips(vip).map(|address| SocketAddr::new(address, BACKEND_PORTS[0])));
+    external.chain(on_node).chain(unnamed)
+}
+
+const NODE_ADDRESSES: [IpAddr; 2] =
+    [IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x51, 0, 0, 0, 0, 0, 1))];
+
+fn external(number: u16) -> IpAddr {
+    Ipv6Addr::new(0xfd00, 0x203, 0, 0, 0, 0, 0, number).into()
+}
+
+const fn node_port(number: u16) -> u16 {
+    30_000 + number
+}
+
+fn locality(random: &mut impl RngCore) -> Locality {
+    let mut one_of = |names: [&str; 2]| (*names.choose(random).expect("there are some")).to_owned();
+    Locality { region: one_of(["eu", "us"]), zone: one_of(["1", "2"]), subzone: String::new() }
+}
+
+fn enrich_service(service: &mut Service, random: &mut impl RngCore) {
+    let number = (0..SERVICES).find(|number| service_name(*number) == service.name).expect("it is of this mesh");
+    let policies = [Policy::Random, Policy::Weighted, Policy::Maglev];
+    service.load_balancing.policy = *policies.choose(random).expect("there are some");
+    let modes = [LocalityMode::None, LocalityMode::Strict, LocalityMode::Failover, LocalityMode::Failover];
+    let locality = &mut service.load_balancing.locality;
+    locality.mode = *modes.choose(random).expect("there are some");
+    if locality.mode != LocalityMode::None {
+        let scopes = [LocalityScope::Region, LocalityScope::Zone, LocalityScope::Node];
+        let count = random.random_range(1..=3);
+        locality.routing_preference = scopes.into_iter().choose_multiple(random, count);
+    }
+    service.no_endpoints =
+        *[None, Some(NoEndpoints::Refuse), Some(NoEndpoints::Pass)].choose(random).expect("there are some");
+    service.accelerate = random.random();
+    service.all_ports = random.random();
+    if random.random() {
+        service.external_addresses = vec![external(number)];
+    }
+    if random.random() {
+        service.ports[0].node_port = node_port(number);
+    }
+    if random.random_ratio(1, 6) {
+        let [v4, v6] = backend_addresses(WORKLOADS - 1);
+        let address = if random.random() { v4 } else { v6 };
+        service.waypoint = Some(Waypoint { address, port: OVERRIDE_PORT });
+    }
 }
 
 /// A transaction of about `bytes` bytes that changes nothing: removals of what is not there, under names that are longer
@@ -71,7 +145,13 @@ pub fn bulk(source: &str, version: u64, bytes: usize) -> Transaction {
     const NAME_BYTES: usize = 60_000;
     let removal =
         |number| Delta::Remove(ResourceKey::new(Kind::Workload, format!("bulk-{version}-{number:0>NAME_BYTES$}")));
-    Transaction { origin: origin(source, version), deltas: (0..bytes.div_ceil(NAME_BYTES)).map(removal).collect() }
+    Transaction::push(origin(source, version), (0..bytes.div_ceil(NAME_BYTES)).map(removal).collect())
+}
+
+/// A transaction of many changes that change nothing: removals of `count` workloads that are not there.
+pub fn crowd(source: &str, version: u64, count: usize) -> Transaction {
+    let removal = |number| Delta::Remove(ResourceKey::new(Kind::Workload, format!("crowd-{version}-{number}")));
+    Transaction::push(origin(source, version), (0..count).map(removal).collect())
 }
 
 fn origin(source: &str, version: u64) -> Origin {
@@ -152,10 +232,9 @@ fn upsert_workload(workload: Workload) -> Delta {
 /// A service of this mesh.
 pub fn service(number: u16, vips: Vec<IpAddr>, ports: &[(u16, u16)]) -> Service {
     let port = |(port, target_port): &(u16, u16)| ServicePort {
-        name: String::new(),
         port: *port,
         target_port: *target_port,
-        protocol: Protocol::Tcp,
+        ..ServicePort::default()
     };
     Service { name: service_name(number), vips, ports: ports.iter().map(port).collect(), ..Service::default() }
 }

@@ -1,10 +1,11 @@
 //! Atomic visibility: connections are made as fast as four threads can while one transaction after another moves all
 //! services together from one set of backends to another and back. Each connection's stamp names the epoch that decided
-//! it; the journal's state at that epoch, and the stamp's random word, lead to exactly where it went.
+//! it; the journal's state at that epoch, and the stamp's random word, lead to exactly where it went. Through all kills live
+//! connections that were made before the first one have every byte checked.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use api::Level;
 use applier::{Pipeline, Target};
@@ -12,12 +13,14 @@ use journal::Journal;
 use loader::{Datapath, Options};
 use rand::Rng as _;
 use recovery_tests::agent::{Agent, SMALL, Settings};
+use recovery_tests::connection::Greeting;
 use recovery_tests::echo::EchoServer;
-use recovery_tests::moves::{Connection, check, connect_until, foundation, place_on};
+use recovery_tests::moves::{Connection, check, connect_until, destinations, foundation, place_on};
 use recovery_tests::requirements::kernel_is_usable;
 use recovery_tests::sandbox::Sandbox;
 use recovery_tests::seed::{Seed, count_from_environment};
 use recovery_tests::stamped::Enrolled;
+use recovery_tests::worker::Worker;
 use recovery_tests::world;
 use storage_schema::record::Transaction;
 
@@ -74,8 +77,12 @@ fn push(pipeline: &Pipeline, transaction: Transaction) {
 
 /// Kills for each seed; `HOLDFAST_KILLS` says otherwise.
 const KILLS: u64 = 20;
-/// The longest that an agent lives, counted from its start.
+/// The longest that an agent lives, counted from its start, or twice what the first one needs to get ready if that is longer.
 const LIFE_MS_MAX: u64 = 400;
+/// Live connections to each destination.
+const LIVE_CONNECTIONS: u32 = 2;
+/// After so many kills each live connection must have got further.
+const KILLS_PER_LOOK: u64 = 10;
 
 #[test]
 fn nor_does_one_while_the_agent_is_killed_again_and_again() {
@@ -86,7 +93,9 @@ fn nor_does_one_while_the_agent_is_killed_again_and_again() {
     let mut random = seed.generator(0);
     let sandbox = Sandbox::enter();
     let settings = Settings { log: "warn", ..Settings::default() };
+    let begun = Instant::now();
     let agent = Agent::start(&sandbox, &settings);
+    let life_ms_max = u64::try_from(2 * begun.elapsed().as_millis()).expect("a short time").max(LIFE_MS_MAX);
     let options = Options { pin_root: sandbox.pin_root(), cgroup: sandbox.cgroup().expect("entered").to_owned() };
     let datapath = Datapath::open(options).expect("a pin root");
     let _server = EchoServer::start(&world::BACKEND_PORTS).expect("free ports in a new namespace");
@@ -95,14 +104,18 @@ fn nor_does_one_while_the_agent_is_killed_again_and_again() {
         agent.apply(&transaction, Level::Applied).expect("a valid transaction");
     }
     agent.kill();
+    let mut live = Worker::start(&sandbox);
+    for destination in destinations() {
+        live.open(destination, Greeting::None, LIVE_CONNECTIONS, random.random());
+    }
 
     let kills = count_from_environment("HOLDFAST_KILLS", KILLS) * count_from_environment("HOLDFAST_SEEDS", 1);
     let (stop, made) = (AtomicBool::new(false), AtomicUsize::new(0));
     let (mut moves, mut restarts) = (0, 0);
     let connections: Vec<Connection> = thread::scope(|scope| {
         let clients: Vec<_> = (0..THREADS).map(|_| scope.spawn(|| connect_until(&stop, &made, &datapath))).collect();
-        for _ in 0..kills {
-            let life = Duration::from_millis(random.random_range(0..=LIFE_MS_MAX));
+        for kill in 0..kills {
+            let life = Duration::from_millis(random.random_range(0..=life_ms_max));
             let mut agent = Agent::spawn(&sandbox, &settings);
             let killer = agent.kill_after(life);
             if agent.wait_ready().is_ok() {
@@ -114,6 +127,9 @@ fn nor_does_one_while_the_agent_is_killed_again_and_again() {
             }
             killer.join().expect("the killer does not panic");
             agent.wait_end().expect("nobody survives SIGKILL");
+            if kill % KILLS_PER_LOOK == 0 {
+                live.expect_progress();
+            }
         }
         stop.store(true, Ordering::Relaxed);
         clients.into_iter().flat_map(|client| client.join().expect("all connections succeed")).collect()
@@ -121,11 +137,18 @@ fn nor_does_one_while_the_agent_is_killed_again_and_again() {
     let agent = Agent::start(&sandbox, &settings);
     assert!(tables_are_as_the_journal_says(&agent), "it is not killed");
     agent.kill();
+    live.expect_progress();
+    let traffic = live.finish();
+    assert!(traffic.is_intact(), "live connections were harmed: {traffic:#?}");
     let journal = Journal::open(journal::Config::new(sandbox.state_dir())).expect("the journal opens");
     let epochs = check(&journal, &connections);
     println!(
-        "{kills} kills, {moves} moves, {restarts} restarts compared: {} connections at {epochs} epochs, each of one state",
-        connections.len()
+        "{kills} kills, {moves} moves, {restarts} restarts compared: {} connections at {epochs} epochs, each of one state; \
+         {} live connections, {} frames, {} bytes, 0 resets, 0 bytes lost or altered",
+        connections.len(),
+        traffic.connections,
+        traffic.frames,
+        traffic.bytes
     );
     assert!(moves >= kills / 2 && restarts >= kills / 4, "{moves} moves, {restarts} restarts: the test showed nothing");
 }

@@ -119,13 +119,14 @@ fn a_bad_manifest_changes_nothing() {
 fn deleting_what_is_used_or_absent_changes_nothing() {
     let (sandbox, _, agent) = mesh();
     let before = agent.resources();
-    let delete = |kind: &str, name: &str| {
+    let delete = |kind: &str, name: &str, source: &str| {
         let mut command = holdfast(&sandbox);
-        command.args(["delete", kind, name]);
+        command.args(["delete", kind, name, "--source", source, "--source-incarnation", "1"]);
         run(command)
     };
-    expect_failure(&delete("service", "mesh/s0"), REFUSED, "backs it");
-    expect_failure(&delete("service", "mesh/none"), NOT_FOUND, "mesh/none");
+    expect_failure(&delete("service", "mesh/s0", "test"), REFUSED, "backs it");
+    expect_failure(&delete("service", "mesh/s0", "another"), REFUSED, "belongs to source `test`");
+    expect_failure(&delete("service", "mesh/none", "test"), NOT_FOUND, "mesh/none");
     let mut get = holdfast(&sandbox);
     get.args(["get", "workload", "none"]);
     expect_failure(&run(get), NOT_FOUND, "Workload none does not exist");
@@ -184,7 +185,7 @@ fn a_damaged_journal_is_refused_by_the_number_of_the_record() {
     let service = Service { name: "mesh/damaged".to_owned(), ..Service::default() };
     for (version, service) in (2..).zip([service, world::service(5, Vec::new(), &[(80, 80)])]) {
         let origin = Origin { source: "test".to_owned(), incarnation: 1, version: Some(version) };
-        let transaction = Transaction { origin, deltas: vec![Delta::Upsert(Resource::Service(service))] };
+        let transaction = Transaction::push(origin, vec![Delta::Upsert(Resource::Service(service))]);
         agent.apply(&transaction, Level::Applied).expect("it is valid");
     }
     let resources = agent.resources();

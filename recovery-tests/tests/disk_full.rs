@@ -96,5 +96,5 @@ impl Drop for Disk {
 fn large(version: u64) -> Transaction {
     let removal = |number| Delta::Remove(ResourceKey::new(Kind::Workload, format!("{version}-{number:0>NAME_BYTES$}")));
     let origin = Origin { source: "large".to_owned(), incarnation: 1, version: Some(version) };
-    Transaction { origin, deltas: (0..NAMES).map(removal).collect() }
+    Transaction::push(origin, (0..NAMES).map(removal).collect())
 }

@@ -127,7 +127,11 @@ fn cells_that_are_overwritten_are_named_and_replaced() {
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("an agent that is started makes a new generation"), "{said}");
     let agent = Agent::start(rig.sandbox(), &Settings::default());
-    assert!(agent.status().restart.entries_rewritten > 0, "what differs is not believed");
+    let status = agent.status();
+    assert!(
+        status.restart.entries_rewritten > 0 && status.datapath.drift.entries_differing > 0,
+        "what differs is not kept: {status:#?}"
+    );
     finish(rig, agent);
 }
 

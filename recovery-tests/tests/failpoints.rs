@@ -24,6 +24,8 @@ const STREAM_TIME_MAX: Duration = Duration::from_secs(30);
 const PASSAGES_MAX: u64 = 30;
 /// The same for the store, which follows a few times a second.
 const FOLDS_MAX: u64 = 4;
+/// Changes in one transaction, many more than the store folds in one step.
+const CROWD: usize = 200;
 /// What is left of a segment of the journal when the stream that fills it begins.
 const SEGMENT_BYTES_FREE: usize = 32 << 10;
 
@@ -51,6 +53,10 @@ enum Scenario {
     Renewal,
     /// A stream of transactions, with live connections.
     Stream,
+    /// A start that finds what is pinned to be the journal's, with live connections.
+    Restart,
+    /// A stream of transactions, some of them with many changes, with live connections.
+    Crowd,
     /// A stream of transactions that fills a segment, with live connections.
     Rotation,
     /// A stream of transactions, with live connections, while the journal makes checkpoints and lets its past go.
@@ -59,11 +65,15 @@ enum Scenario {
 
 /// In which scenarios a failpoint must be reached. Who adds one that a stream does not reach adds a line here.
 fn scenarios(failpoint: &str) -> &'static [Scenario] {
-    use Scenario::{FirstStart, Forgetting, NewGeneration, Renewal, Rotation, Stream};
+    use Scenario::{Crowd, FirstStart, Forgetting, NewGeneration, Renewal, Restart, Rotation, Stream};
     match failpoint {
         "loader.before_discard" | "loader.after_discard" => &[NewGeneration, Renewal],
-        "applier.before_activate" | "applier.after_activate" => &[FirstStart, NewGeneration],
+        "applier.before_activate" | "applier.after_activate" | "applier.before_load" | "applier.before_loaded" => {
+            &[FirstStart, NewGeneration, Restart]
+        }
+        "applier.before_recover" | "applier.before_compare" => &[Restart],
         "applier.before_complete" => &[FirstStart, NewGeneration, Renewal],
+        "journal.store.step.after" => &[Crowd],
         "applier.before_switch" | "applier.after_switch" => &[Renewal],
         _ if failpoint.starts_with("loader.") => &[FirstStart, NewGeneration, Renewal],
         _ if failpoint.starts_with("journal.segment.") => &[FirstStart, Rotation],
@@ -97,7 +107,9 @@ fn run(failpoint: &'static str, scenario: Scenario) -> Result<(), Failed> {
             Scenario::FirstStart => first_start(&mut rig, failpoint),
             Scenario::NewGeneration => new_generation(&mut rig, failpoint),
             Scenario::Renewal => renewal(&mut rig, failpoint),
+            Scenario::Restart => restart(&mut rig, failpoint),
             Scenario::Stream => stream(&mut rig, failpoint),
+            Scenario::Crowd => crowd(&mut rig, failpoint),
             Scenario::Rotation => rotation(&mut rig, failpoint),
             Scenario::Forgetting => forgetting(&mut rig, failpoint),
         }
@@ -149,24 +161,43 @@ fn renewal(rig: &mut Rig, failpoint: &'static str) {
     restart_and_check(rig, &settings);
 }
 
+fn restart(rig: &mut Rig, failpoint: &'static str) {
+    let settings = lay_foundation(rig, Settings::default());
+    // The tables are behind the journal, or not: both are believed.
+    if rig.random().random_bool(0.5) {
+        push_until_death(rig, &Settings { failpoint: Some(("journal.ack.before", 5)), ..settings.clone() }, push_some);
+    }
+    expect_death_at_start(rig, &Settings { failpoint: Some((failpoint, 0)), ..settings.clone() });
+    rig.check_abandoned();
+    restart_and_check(rig, &settings);
+}
+
 fn stream(rig: &mut Rig, failpoint: &'static str) {
     let settings = lay_foundation(rig, Settings::default());
     let most = if failpoint.starts_with("journal.store.") { FOLDS_MAX } else { PASSAGES_MAX };
     let skip = rig.random().random_range(1..=most);
-    push_until_death(rig, &Settings { failpoint: Some((failpoint, skip)), ..settings.clone() });
+    push_until_death(rig, &Settings { failpoint: Some((failpoint, skip)), ..settings.clone() }, push_some);
+    restart_and_check(rig, &settings);
+}
+
+fn crowd(rig: &mut Rig, failpoint: &'static str) {
+    let settings = lay_foundation(rig, Settings::default());
+    let skip = rig.random().random_range(1..=PASSAGES_MAX);
+    let armed = Settings { failpoint: Some((failpoint, skip)), ..settings.clone() };
+    push_until_death(rig, &armed, |rig, agent| rig.push_random(agent, 5) && rig.push_crowd(agent, CROWD));
     restart_and_check(rig, &settings);
 }
 
 fn rotation(rig: &mut Rig, failpoint: &'static str) {
     let settings = lay_foundation(rig, Settings { journal: SHORT_SEGMENTS, ..Settings::default() });
     rig.fill_segment(SEGMENT_BYTES, SEGMENT_BYTES_FREE);
-    push_until_death(rig, &Settings { failpoint: Some((failpoint, 0)), ..settings.clone() });
+    push_until_death(rig, &Settings { failpoint: Some((failpoint, 0)), ..settings.clone() }, push_some);
     restart_and_check(rig, &settings);
 }
 
 fn forgetting(rig: &mut Rig, failpoint: &'static str) {
     let settings = lay_foundation(rig, Settings { journal: FORGETFUL, ..Settings::default() });
-    push_until_death(rig, &Settings { failpoint: Some((failpoint, 0)), ..settings.clone() });
+    push_until_death(rig, &Settings { failpoint: Some((failpoint, 0)), ..settings.clone() }, push_some);
     restart_and_check(rig, &settings);
 }
 
@@ -178,10 +209,19 @@ fn lay_foundation(rig: &mut Rig, settings: Settings) -> Settings {
     settings
 }
 
-fn push_until_death(rig: &mut Rig, armed: &Settings) {
-    let mut agent = Agent::start(rig.sandbox(), armed);
+fn push_some(rig: &mut Rig, agent: &Agent) -> bool {
+    rig.push_random(agent, 20)
+}
+
+/// Pushes with `push` until that is not acknowledged any more. What its start does may be enough to reach the place.
+fn push_until_death(rig: &mut Rig, armed: &Settings, mut push: impl FnMut(&mut Rig, &Agent) -> bool) {
+    let mut agent = Agent::spawn(rig.sandbox(), armed);
+    if let Err(ended) = agent.wait_ready() {
+        assert!(ended.was_killed(), "{:?}: {ended:?}", armed.failpoint);
+        return rig.check_abandoned();
+    }
     let begin = Instant::now();
-    while rig.push_random(&agent, 20) {
+    while push(rig, &agent) {
         assert!(begin.elapsed() < STREAM_TIME_MAX, "{:?} was never reached", armed.failpoint);
     }
     let ended = agent.wait_end().expect("an agent that does not answer is dead or dying");

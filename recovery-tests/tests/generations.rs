@@ -1,17 +1,21 @@
 //! New generations while connections are made and live: for growth, on request, for another ABI, out of a refusal.
 
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use api::Level;
 use api::client::Client;
+use api::status::Status;
 use applier::tables::{KernelTables, Table, Tables as _};
 use recovery_tests::agent::{Agent, Settings, holdfast, run};
 use recovery_tests::crowd;
 use recovery_tests::rig::Rig;
 use recovery_tests::sandbox::Sandbox;
 use recovery_tests::seed::Seed;
+use storage_schema::id::Lsn;
 use storage_schema::map::{Capacities, Control, FrontendKey};
+use storage_schema::record::Transaction;
 
 /// Beyond where tables begin, so that they must grow.
 const LIMITS: Capacities = Capacities { frontends: 8192, services: 8192, backends: 16_384, endpoints: 16_384 };
@@ -38,25 +42,25 @@ fn tables_grow_under_traffic() {
     let settings = Settings { capacities: LIMITS, ..Settings::default() };
     let Some((_seed, mut rig, agent)) = rig("tables_grow_under_traffic", &settings) else { return };
     let before = agent.status();
-    let transactions: Vec<_> =
-        (0..SERVICES).step_by(AT_ONCE as usize).map(|first| crowd::transaction(first..first + AT_ONCE, 4)).collect();
-    let socket = rig.sandbox().socket();
-    let pushing = thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async {
-            let client = Client::connect(socket).await.expect("the agent listens");
-            let mut pushed = Vec::new();
-            for transaction in transactions {
-                let receipt = client.apply(&transaction, Level::Applied, RECOVERY_TIME_MAX).await.expect("it fits");
-                assert_eq!(receipt.level, Level::Applied, "{}", receipt.blocked_reason);
-                pushed.push((transaction, receipt.lsn));
-            }
-            pushed
-        })
-    });
-    let connections = rig.connect_while(|| !pushing.is_finished());
-    for (transaction, lsn) in pushing.join().expect("all of them fit") {
-        rig.note_pushed(&transaction, lsn);
+    let has_room = |status: &Status| status.tables.iter().all(|table| table.room * 3 >= table.used * 4);
+    let mut connections = 0;
+    // Each half is more than the tables had room for before it.
+    for half in [0..SERVICES / 2, SERVICES / 2..SERVICES] {
+        let transactions: Vec<_> =
+            half.step_by(AT_ONCE as usize).map(|first| crowd::transaction(first..first + AT_ONCE, 4)).collect();
+        let socket = rig.sandbox().socket();
+        let pushing = thread::spawn(move || push(socket, transactions));
+        connections += rig.connect_while(|| !pushing.is_finished());
+        for (transaction, lsn) in pushing.join().expect("all of them fit") {
+            rig.note_pushed(&transaction, lsn);
+        }
+        // Tables grow before they are full, and nothing waits for it.
+        let begin = Instant::now();
+        connections += rig.connect_while(|| {
+            let status = agent.status();
+            assert!(begin.elapsed() < RECOVERY_TIME_MAX, "{status:#?}");
+            !has_room(&status)
+        });
     }
     let after = agent.status();
     println!("{connections} connections while {} generations were built", after.datapath.generations_built);
@@ -66,6 +70,19 @@ fn tables_grow_under_traffic() {
     }
     rig.check_destinations();
     finish(rig, agent);
+}
+
+/// Pushes one after the other, each applied before the next, and returns them with their records.
+#[tokio::main(flavor = "current_thread")]
+async fn push(socket: PathBuf, transactions: Vec<Transaction>) -> Vec<(Transaction, Lsn)> {
+    let client = Client::connect(socket).await.expect("the agent listens");
+    let mut pushed = Vec::new();
+    for transaction in transactions {
+        let receipt = client.apply(&transaction, Level::Applied, RECOVERY_TIME_MAX).await.expect("it fits");
+        assert_eq!(receipt.level, Level::Applied, "{}", receipt.blocked_reason);
+        pushed.push((transaction, receipt.lsn));
+    }
+    pushed
 }
 
 #[test]
@@ -90,6 +107,30 @@ fn an_operator_renews_the_generation_under_traffic() {
     assert!(rig.push_random(&agent, 20), "it goes on");
     agent.wait_applied(rig.oracle().acknowledged());
     rig.check_destinations();
+    finish(rig, agent);
+}
+
+#[test]
+fn a_stop_gives_up_a_generation_that_is_being_built() {
+    let test = "a_stop_gives_up_a_generation_that_is_being_built";
+    let settings = Settings { pause: Some(("loader.after_create", 1500)), ..Settings::default() };
+    let Some((_seed, mut rig, agent)) = rig(test, &settings) else { return };
+    let command = renew(rig.sandbox());
+    let renewing = thread::spawn(move || run(command));
+    let second = rig.sandbox().pin_root().join("gen-2");
+    let begin = Instant::now();
+    while !second.join("programs").exists() {
+        assert!(begin.elapsed() < RECOVERY_TIME_MAX, "a generation is being made");
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert!(agent.terminate().success(), "SIGTERM is how one stops it");
+    let said = renewing.join().expect("the command runs");
+    assert!(!said.status.success(), "it was not made: {said:?}");
+    assert!(!second.exists(), "of what was begun nothing is left");
+    rig.check_abandoned();
+    let agent = Agent::start(rig.sandbox(), &Settings::default());
+    let status = agent.status();
+    assert_eq!((status.restart.entries_rewritten, &*status.datapath.generation), (0, "gen-1"), "{status:#?}");
     finish(rig, agent);
 }
 

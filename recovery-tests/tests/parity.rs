@@ -2,7 +2,7 @@
 //! same random word. Random tables, real `connect()`s, and three witnesses: the socket's stamp, where it arrived, and an
 //! oracle that knows only the resources.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use applier::tables::{KernelTables, MemoryTables, Tables, View};
@@ -12,7 +12,6 @@ use journal::Journal;
 use loader::{Datapath, Options};
 use rand::Rng;
 use rand::seq::IndexedRandom;
-use recovery_tests::agent::SMALL;
 use recovery_tests::echo::EchoServer;
 use recovery_tests::oracle::{Expected, State};
 use recovery_tests::requirements::kernel_is_usable;
@@ -22,11 +21,13 @@ use recovery_tests::stamped::{Attempt, Enrolled, attempt};
 use recovery_tests::world;
 use rustix::io::Errno;
 use storage_schema::id::Epoch;
-use storage_schema::map::{FrontendKey, Stamp, key};
-use storage_schema::resource::Protocol;
+use storage_schema::map::{Capacities, FrontendKey, Stamp, key};
+use storage_schema::resource::{Policy, Protocol, Service, ServicePort};
 
 /// States of the tables; `HOLDFAST_TABLES` says otherwise.
 const TABLES: u64 = 1_000;
+/// With room for a Maglev table for each service port.
+const CAPACITIES: Capacities = Capacities { frontends: 512, services: 256, backends: 512, endpoints: 200_000 };
 /// Connections in each.
 const CONNECTIONS: u64 = 10;
 /// Nothing is known of this destination.
@@ -42,29 +43,32 @@ fn kernel_and_host_decide_alike() {
     let sandbox = Sandbox::enter();
     let options = Options { pin_root: sandbox.pin_root(), cgroup: sandbox.cgroup().expect("entered").to_owned() };
     let journal = Journal::open(journal::Config::new(sandbox.state_dir())).expect("an empty directory");
-    let settings = applier::Options::new(Target::Kernel(options.clone()), SMALL);
+    let settings = applier::Options::new(Target::Kernel(options.clone()), CAPACITIES);
     let pipeline = Pipeline::start(journal.clone(), settings).expect("a usable kernel");
     let datapath = Datapath::open(options).expect("a pin root");
-    let generation = datapath.complete_generations().expect("pins").remove(0);
-    let kernel = KernelTables::open(&generation, SMALL).expect("a generation");
     let identity = Identity::of(&journal);
-    let mut memory = Applier::create(MemoryTables::new(SMALL), &identity);
+    let mut memory = Applier::create(MemoryTables::new(CAPACITIES), &identity);
     let mut model = Model::default();
-    let _server = EchoServer::start(&world::BACKEND_PORTS).expect("free ports in a new namespace");
+    // A service with any port leads to whichever port was dialled.
+    let [first, second, third] = world::BACKEND_PORTS;
+    let _server = EchoServer::start(&[first, second, third, 80, 443]).expect("free ports in a new namespace");
     let _enrolled = Enrolled::in_cgroup_of(&sandbox);
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
 
-    let destinations: Vec<SocketAddr> = world::destinations().chain([STRANGER.parse().expect("an address")]).collect();
+    let stranger: SocketAddr = STRANGER.parse().expect("an address");
+    let destinations: Vec<SocketAddr> =
+        world::destinations().chain(world::more_destinations()).chain([stranger]).collect();
     let mut state = State::default();
-    let mut outcomes = BTreeMap::new();
+    let mut seen = Seen::default();
     let tables = count_from_environment("HOLDFAST_TABLES", TABLES);
     for version in 1..=tables {
-        let transaction = match version {
+        let mut transaction = match version {
             1 => world::foundation("parity"),
             _ => world::transaction(&state, &mut random, "parity", version),
         };
+        world::enrich(&mut transaction, &mut random);
         transaction.deltas.iter().for_each(|delta| state.apply(delta));
-        let changes = model.admit(&transaction, &SMALL).expect("a valid transaction").changes;
+        let changes = model.admit(&transaction, &CAPACITIES).expect("a valid transaction").changes;
         runtime.block_on(async {
             let pending = pipeline.push(transaction, None).await.expect("a valid transaction");
             pending.durable().await.expect("a writable disk");
@@ -75,6 +79,7 @@ fn kernel_and_host_decide_alike() {
             memory.quiesce(until).expect("memory does not fail");
             memory.apply(&changes, head).expect("nothing else blocks");
         }
+        let kernel = shown(&datapath, Epoch(head.lsn.0));
         for _ in 0..CONNECTIONS {
             let to = *destinations.choose(&mut random).expect("there are destinations");
             let attempt = attempt(&datapath, to, random.random());
@@ -84,15 +89,62 @@ fn kernel_and_host_decide_alike() {
             let epoch = head.lsn.0;
             assert_eq!(decision::decide(&View(memory.tables()), epoch, &key, entropy), verdict, "memory tables");
             check_resources(&attempt, to, &state);
-            *outcomes.entry((name(&verdict), to.is_ipv4())).or_insert(0) += 1;
+            seen.note(&state, to, &verdict);
         }
     }
-    println!("{} connections on {tables} tables agree: {outcomes:?}", tables * CONNECTIONS);
-    for outcome in ["forward", "refuse", "pass"] {
-        for v4 in [true, false] {
-            assert!(outcomes.contains_key(&(outcome, v4)), "no {outcome} with IPv4 {v4}: the test missed a case");
+    println!("{} connections on {tables} tables agree: {:?}", tables * CONNECTIONS, seen.outcomes);
+    println!("of these, by policy and way in: {:?}", seen.ways);
+    seen.check_complete();
+}
+
+/// Which cases there were.
+#[derive(Debug, Default)]
+struct Seen {
+    /// By verdict, and whether it was over IPv4.
+    outcomes: BTreeMap<(&'static str, bool), u64>,
+    /// By policy and by what led to the service.
+    ways: BTreeMap<(&'static str, &'static str), u64>,
+    /// Words of clients of Maglev services.
+    clients: BTreeSet<u32>,
+}
+
+impl Seen {
+    fn note(&mut self, state: &State, to: SocketAddr, verdict: &Verdict) {
+        *self.outcomes.entry((name(verdict), to.is_ipv4())).or_default() += 1;
+        let Verdict::Forward { entropy, .. } = verdict else { return };
+        let (service, port) = state.service_at(to).expect("what is forwarded is a service's");
+        let way = way(service, port, to);
+        *self.ways.entry(way).or_default() += 1;
+        if way.0 == "maglev" {
+            self.clients.insert(*entropy);
         }
     }
+
+    fn check_complete(&self) {
+        assert_eq!(self.clients.len(), 1, "all of them are one client: {:?}", self.clients);
+        for policy in ["random", "weighted", "maglev", "waypoint"] {
+            for way in ["address", "node port", "any port"] {
+                assert!(self.ways.contains_key(&(policy, way)), "no {policy} by {way}: the test missed a case");
+            }
+        }
+        for outcome in ["forward", "refuse", "pass"] {
+            for v4 in [true, false] {
+                let seen = self.outcomes.contains_key(&(outcome, v4));
+                assert!(seen, "no {outcome} with IPv4 {v4}: the test missed a case");
+            }
+        }
+    }
+}
+
+/// The tables of a generation that shows an epoch. Tables grow, so there may be two of them, which decide alike.
+fn shown(datapath: &Datapath, epoch: Epoch) -> KernelTables {
+    let generations = datapath.complete_generations().expect("pins");
+    let current = generations.iter().rev().find(|generation| {
+        generation.control().is_ok_and(|control| control.is_some_and(|control| control.active_epoch == epoch.0))
+    });
+    let current = current.expect("one generation at least shows what was applied");
+    let capacities = current.capacities().expect("the pinned maps can be read");
+    KernelTables::open(current, capacities).expect("a generation")
 }
 
 /// What the host decides on the kernel's own tables, against what the kernel did.
@@ -107,8 +159,10 @@ fn check(attempt: &Attempt, key: &FrontendKey, epoch: Epoch, kernel: &impl Table
     assert_eq!((stamp.original_address, stamp.original_port_be), (key.address, key.port_be), "{attempt:?}");
     let verdict = decision::decide(&View(kernel), stamp.epoch, key, stamp.entropy);
     match verdict {
-        Verdict::Forward { service, backend, address, port_be } => {
+        Verdict::Forward { service, backend, address, port_be, entropy, flags } => {
             assert_eq!((stamp.outcome, stamp.service, stamp.backend), (Stamp::FORWARDED, service, backend));
+            assert_eq!((stamp.entropy, stamp.flags), (entropy, flags));
+            assert_eq!(flags & Stamp::WAYPOINT != 0, backend == service, "a waypoint is the service's own");
             let chosen = SocketAddr::new(key::address_from_words(address), u16::from_be(port_be));
             assert_eq!(attempt.arrived, Ok(chosen), "{stamp:?}");
         }
@@ -129,6 +183,22 @@ fn check_resources(attempt: &Attempt, to: SocketAddr, state: &State) {
         (Expected::Untranslated, Err(_), None) => {}
         (expected, ..) => panic!("{to} should be {expected:?}, and is {attempt:?}"),
     }
+}
+
+/// By which policy a service chooses, and how it was reached.
+fn way(service: &Service, port: Option<&ServicePort>, to: SocketAddr) -> (&'static str, &'static str) {
+    let policy = match (&service.waypoint, service.load_balancing.policy) {
+        (Some(_), _) => "waypoint",
+        (None, Policy::Random) => "random",
+        (None, Policy::Weighted) => "weighted",
+        (None, Policy::Maglev) => "maglev",
+    };
+    let way = match port {
+        None => "any port",
+        Some(port) if port.node_port == to.port() => "node port",
+        Some(_) => "address",
+    };
+    (policy, way)
 }
 
 const fn name(verdict: &Verdict) -> &'static str {

@@ -10,11 +10,13 @@
 //!
 //! | version | record | resource |
 //! |---|---|---|
-//! | [`v1`] | read, upcast | **written**, read |
-//! | [`v2`] | **written**, read | read: it is the same type |
+//! | [`v1`] | read, upcast | read, upcast |
+//! | [`v2`] | read, upcast | read, upcast: it is the type of [`v1`] |
+//! | [`v3`] | **written**, read | **written**, read |
 //!
-//! A record in the current version is read where it lies. An older one is made a current one first ([`upcast_record`]), so that
-//! readers know one type only; its hash stays that of the bytes as they were written, whatever their version.
+//! What is in the current version is read where it lies. What is older is made current first ([`upcast_record`],
+//! [`upcast_resource`]), so that readers know one type only; a record's hash stays that of the bytes as they were written,
+//! whatever their version.
 //!
 //! A new version is a new module with the types that change, re-exports of the others, and the conversions from and to the
 //! version before; then the constants and the `match`es on a version here. Golden files of all versions stay.
@@ -29,13 +31,13 @@ use rkyv::{Archive, Portable, Serialize};
 use crate::id::{Lsn, RecordHash};
 use crate::record::{ArchivedRecord, Record};
 use crate::resource::{ArchivedResource, Resource};
-use crate::{v1, v2};
+use crate::{v1, v2, v3};
 
 /// The newest version, in which records are written.
-pub const SCHEMA_VERSION: u32 = v2::VERSION;
+pub const SCHEMA_VERSION: u32 = v3::VERSION;
 
 /// The version in which resources are written: the last one that changed them.
-pub const RESOURCE_VERSION: u32 = v1::VERSION;
+pub const RESOURCE_VERSION: u32 = v3::VERSION;
 
 const VERSION_LEN: usize = size_of::<u32>();
 
@@ -104,13 +106,15 @@ pub fn encode_record(record: &Record) -> Vec<u8> {
 
 /// Encodes a record as it was encoded when `version` was the current one: an old record has its old hash only then.
 pub fn encode_record_in(version: u32, record: Record) -> Result<Vec<u8>, EncodeError> {
+    let no_such_field = |field| EncodeError::NoSuchField { version, field };
     match version {
         v1::VERSION => {
-            let record = v1::record::Record::try_from(record);
-            let record = record.map_err(|field| EncodeError::NoSuchField { version, field })?;
+            let record = v2::record::Record::try_from(record).map_err(no_such_field)?;
+            let record = v1::record::Record::try_from(record).map_err(no_such_field)?;
             Ok(encode(version, &record))
         }
-        v2::VERSION => Ok(encode(version, &record)),
+        v2::VERSION => Ok(encode(version, &v2::record::Record::try_from(record).map_err(no_such_field)?)),
+        v3::VERSION => Ok(encode(version, &record)),
         version => Err(EncodeError::UnknownVersion { version }),
     }
 }
@@ -124,7 +128,15 @@ pub fn version_of(bytes: &[u8]) -> Result<u32, DecodeError> {
 /// one that is not known here.
 pub fn upcast_record(bytes: &[u8]) -> Result<Option<Vec<u8>>, DecodeError> {
     match version_of(bytes)? {
-        v1::VERSION => Ok(Some(encode_record(&decode_record(bytes)?))),
+        v1::VERSION | v2::VERSION => Ok(Some(encode_record(&decode_record(bytes)?))),
+        _ => Ok(None),
+    }
+}
+
+/// A resource that was encoded in an older version, encoded in the current one; `None` as [`upcast_record`] says it.
+pub fn upcast_resource(bytes: &[u8]) -> Result<Option<Vec<u8>>, DecodeError> {
+    match version_of(bytes)? {
+        v1::VERSION | v2::VERSION => Ok(Some(encode_resource(&decode_resource(bytes)?))),
         _ => Ok(None),
     }
 }
@@ -132,8 +144,8 @@ pub fn upcast_record(bytes: &[u8]) -> Result<Option<Vec<u8>>, DecodeError> {
 /// Reads a record of the current version where it lies, without copying it.
 pub fn access_record(bytes: &[u8]) -> Result<&ArchivedRecord, DecodeError> {
     match split(bytes)? {
-        (v2::VERSION, archive) => access(archive),
-        (found @ v1::VERSION, _) => Err(DecodeError::NotCurrent { found }),
+        (v3::VERSION, archive) => access(archive),
+        (found @ (v1::VERSION | v2::VERSION), _) => Err(DecodeError::NotCurrent { found }),
         (found, _) => Err(DecodeError::UnknownVersion { found }),
     }
 }
@@ -143,6 +155,10 @@ pub fn access_link(bytes: &[u8]) -> Result<Link, DecodeError> {
     let (lsn, previous_hash) = match split(bytes)? {
         (v1::VERSION, archive) => {
             let record: &v1::record::ArchivedRecord = access(archive)?;
+            (record.lsn.0, record.previous_hash.0)
+        }
+        (v2::VERSION, archive) => {
+            let record: &v2::record::ArchivedRecord = access(archive)?;
             (record.lsn.0, record.previous_hash.0)
         }
         _ => {
@@ -160,6 +176,11 @@ pub fn decode_record(bytes: &[u8]) -> Result<Record, DecodeError> {
         (v1::VERSION, archive) => {
             let record: v1::record::Record =
                 rkyv::deserialize(access::<v1::record::ArchivedRecord>(archive)?).map_err(damaged)?;
+            Ok(v2::record::Record::from(record).into())
+        }
+        (v2::VERSION, archive) => {
+            let record: v2::record::Record =
+                rkyv::deserialize(access::<v2::record::ArchivedRecord>(archive)?).map_err(damaged)?;
             Ok(record.into())
         }
         _ => rkyv::deserialize(access_record(bytes)?).map_err(damaged),
@@ -171,17 +192,26 @@ pub fn encode_resource(resource: &Resource) -> Vec<u8> {
     encode(RESOURCE_VERSION, resource)
 }
 
-/// Reads a resource where it lies, without copying it.
+/// Reads a resource of the current version where it lies, without copying it.
 pub fn access_resource(bytes: &[u8]) -> Result<&ArchivedResource, DecodeError> {
     match split(bytes)? {
-        (v1::VERSION | v2::VERSION, archive) => access(archive),
+        (v3::VERSION, archive) => access(archive),
+        (found @ (v1::VERSION | v2::VERSION), _) => Err(DecodeError::NotCurrent { found }),
         (found, _) => Err(DecodeError::UnknownVersion { found }),
     }
 }
 
-/// Decodes a resource.
+/// Decodes a resource of any version.
 pub fn decode_resource(bytes: &[u8]) -> Result<Resource, DecodeError> {
-    rkyv::deserialize(access_resource(bytes)?).map_err(|source| DecodeError::Damaged { source })
+    let damaged = |source| DecodeError::Damaged { source };
+    match split(bytes)? {
+        (v1::VERSION | v2::VERSION, archive) => {
+            let resource: v1::resource::Resource =
+                rkyv::deserialize(access::<v1::resource::ArchivedResource>(archive)?).map_err(damaged)?;
+            Ok(resource.into())
+        }
+        _ => rkyv::deserialize(access_resource(bytes)?).map_err(damaged),
+    }
 }
 
 /// The hash that chains a record to its successor: of the bytes as they were written.
@@ -215,5 +245,7 @@ where
 
 /// Asserts at compile time what [`access`] relies on: archives have no alignment of their own.
 const _: () = assert!(
-    align_of::<<Record as Archive>::Archived>() == 1 && align_of::<<v1::record::Record as Archive>::Archived>() == 1
+    align_of::<<Record as Archive>::Archived>() == 1
+        && align_of::<<v2::record::Record as Archive>::Archived>() == 1
+        && align_of::<<v1::record::Record as Archive>::Archived>() == 1
 );

@@ -32,6 +32,8 @@ const EXTERNAL: &[(&str, &[&str])] = &[
     ("tonic", &["api"]),
     ("prost", &["api"]),
     ("protox", &["api"]),
+    ("rustls", &["api"]),
+    ("tokio-rustls", &["api"]),
     ("aya", &["loader", "applier"]),
     ("aya-obj", &["loader", "applier"]),
     ("aya-ebpf", &["programs"]),

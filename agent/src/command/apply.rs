@@ -16,20 +16,26 @@ use crate::manifest::{self, Document, ManifestError};
 
 pub(super) fn run(common: &Common, args: &ApplyArgs) -> Result<(), Failure> {
     push::check_timeout(&args.waiting)?;
-    let documents = read_all(&args.files)?;
+    let documents = read_documents(&args.files)?;
+    if documents.is_empty() {
+        return Err(Failure::new(Exit::Usage, "there is no resource in what was given"));
+    }
     let deltas = documents.iter().map(|document| Delta::Upsert(document.resource.clone())).collect();
     let transaction = push::transaction(&args.source, deltas);
     block_on(async {
         let client = connect(common).await?;
         match push::push(&client, &transaction, &args.waiting).await {
             Ok(receipt) => push::report(&receipt, &transaction, &args.waiting),
-            Err(ClientError::Rejected(Rejection::Refused { violations, .. })) => Err(refused(&violations, &documents)),
+            Err(ClientError::Rejected(Rejection::Refused { violations, .. } | Rejection::Owned { violations, .. })) => {
+                Err(refused(&violations, &documents))
+            }
             Err(error) => Err(error.into()),
         }
     })
 }
 
-fn read_all(files: &[impl AsRef<Path>]) -> Result<Vec<Document>, Failure> {
+/// The documents of all files; each resource once.
+pub(super) fn read_documents(files: &[impl AsRef<Path>]) -> Result<Vec<Document>, Failure> {
     let mut documents = Vec::new();
     let mut errors = Vec::new();
     for file in files {
@@ -42,9 +48,6 @@ fn read_all(files: &[impl AsRef<Path>]) -> Result<Vec<Document>, Failure> {
     errors.extend(repeated(&documents));
     if !errors.is_empty() {
         return Err(Failure { exit: Exit::Usage, messages: errors.iter().map(ManifestError::to_string).collect() });
-    }
-    if documents.is_empty() {
-        return Err(Failure::new(Exit::Usage, "there is no resource in what was given"));
     }
     Ok(documents)
 }
@@ -83,7 +86,7 @@ fn repeated(documents: &[Document]) -> Vec<ManifestError> {
 }
 
 /// What the agent says about deltas, said about the documents they came from.
-fn refused(violations: &Violations, documents: &[Document]) -> Failure {
+pub(super) fn refused(violations: &Violations, documents: &[Document]) -> Failure {
     let mut messages: Vec<String> = violations
         .iter()
         .map(|violation| match violation.delta().and_then(|index| documents.get(index)) {

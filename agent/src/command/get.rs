@@ -1,28 +1,30 @@
-//! `holdfast get`: resources as the journal has them.
+//! `holdfast get`: resources as the journal has them, or had them.
 
 use api::Stored;
+use api::replay::StateQuery;
 use comfy_table::Cell;
 use storage_schema::resource::{Kind, Locality, Node, Resource, ResourceKey, Service, Workload};
 
-use super::{block_on, connect};
+use super::{block_on, connect, past};
 use crate::cli::{Common, GetArgs, Output};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, few};
 
 pub(super) fn run(common: &Common, args: &GetArgs) -> Result<(), Failure> {
-    let found = block_on(async {
-        let client = connect(common).await?;
+    let found = if args.at.is_none() && args.whose.state_dir.is_none() {
+        present(common, args)?
+    } else {
+        let at = args.at.map(|when| when.0);
+        let query = StateQuery { at, kind: Some(args.kind), name: args.name.clone() };
+        let read = past::state(common, &args.whose, &query)?;
         match &args.name {
-            None => Ok(client.list(args.kind).await?),
-            Some(name) => {
+            Some(name) if read.value.is_empty() => {
                 let key = ResourceKey::new(args.kind, name);
-                match client.get(&key).await? {
-                    Some(read) => Ok(vec![read.value]),
-                    None => Err(Failure::new(Exit::NotFound, format!("{key} does not exist"))),
-                }
+                return Err(Failure::new(Exit::NotFound, format!("{key} did not exist at LSN {}", read.state_lsn)));
             }
+            _ => read.value,
         }
-    })?;
+    };
     let text = match args.output {
         Output::Table if found.is_empty() => {
             eprintln!("there is no {}", args.kind.as_str().to_ascii_lowercase());
@@ -38,24 +40,41 @@ pub(super) fn run(common: &Common, args: &GetArgs) -> Result<(), Failure> {
     output::print(&text)
 }
 
+/// What the agent's store says now.
+fn present(common: &Common, args: &GetArgs) -> Result<Vec<Stored>, Failure> {
+    block_on(async {
+        let client = connect(common).await?;
+        match &args.name {
+            None => Ok(client.list(args.kind).await?),
+            Some(name) => {
+                let key = ResourceKey::new(args.kind, name);
+                match client.get(&key).await? {
+                    Some(read) => Ok(vec![read.value]),
+                    None => Err(Failure::new(Exit::NotFound, format!("{key} does not exist"))),
+                }
+            }
+        }
+    })
+}
+
 fn table(kind: Kind, found: &[Stored]) -> String {
     match kind {
         Kind::Service => output::table(
-            ["NAME", "VIPS", "PORTS", "POLICY", "LSN"],
+            ["NAME", "VIPS", "PORTS", "POLICY", "OWNER", "LSN"],
             found.iter().filter_map(|stored| match &stored.resource {
                 Resource::Service(service) => Some(service_row(service, stored)),
                 _ => None,
             }),
         ),
         Kind::Workload => output::table(
-            ["UID", "ADDRESSES", "STATUS", "SERVICES", "LSN"],
+            ["UID", "ADDRESSES", "STATUS", "SERVICES", "OWNER", "LSN"],
             found.iter().filter_map(|stored| match &stored.resource {
                 Resource::Workload(workload) => Some(workload_row(workload, stored)),
                 _ => None,
             }),
         ),
         Kind::Node => output::table(
-            ["NAME", "NETWORK", "CLUSTER", "LOCALITY", "NO ENDPOINTS", "LSN"],
+            ["NAME", "NETWORK", "CLUSTER", "LOCALITY", "NO ENDPOINTS", "OWNER", "LSN"],
             found.iter().filter_map(|stored| match &stored.resource {
                 Resource::Node(node) => Some(node_row(node, stored)),
                 _ => None,
@@ -64,7 +83,7 @@ fn table(kind: Kind, found: &[Stored]) -> String {
     }
 }
 
-fn service_row(service: &Service, stored: &Stored) -> [Cell; 5] {
+fn service_row(service: &Service, stored: &Stored) -> [Cell; 6] {
     let ports = service.ports.iter().map(|port| {
         if port.port == port.target_port {
             format!("{}/{}", port.port, port.protocol)
@@ -76,32 +95,38 @@ fn service_row(service: &Service, stored: &Stored) -> [Cell; 5] {
         Cell::new(&service.name),
         Cell::new(few(service.vips.iter())),
         Cell::new(few(ports)),
-        Cell::new(service.load_balancing),
+        Cell::new(&service.load_balancing),
+        or_dash(&stored.owner),
         Cell::new(stored.changed_lsn),
     ]
 }
 
-fn workload_row(workload: &Workload, stored: &Stored) -> [Cell; 5] {
+fn workload_row(workload: &Workload, stored: &Stored) -> [Cell; 6] {
     [
         Cell::new(&workload.uid),
         Cell::new(few(workload.addresses.iter())),
         Cell::new(workload.status),
         Cell::new(few(workload.services.iter().map(|backing| &backing.service))),
+        or_dash(&stored.owner),
         Cell::new(stored.changed_lsn),
     ]
 }
 
-fn node_row(node: &Node, stored: &Stored) -> [Cell; 6] {
+fn node_row(node: &Node, stored: &Stored) -> [Cell; 7] {
     let Locality { region, zone, subzone } = &node.locality;
     let locality: Vec<&str> =
         [region, zone, subzone].into_iter().map(String::as_str).filter(|part| !part.is_empty()).collect();
-    let or_dash = |text: &str| if text.is_empty() { Cell::new("-") } else { Cell::new(text) };
     [
         Cell::new(&node.name),
         or_dash(&node.network),
         or_dash(&node.cluster),
         or_dash(&locality.join("/")),
         Cell::new(format!("{:?}", node.no_endpoints).to_ascii_lowercase()),
+        or_dash(&stored.owner),
         Cell::new(stored.changed_lsn),
     ]
+}
+
+fn or_dash(text: &str) -> Cell {
+    Cell::new(if text.is_empty() { "-" } else { text })
 }

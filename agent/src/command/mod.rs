@@ -6,8 +6,10 @@ mod delete;
 mod doctor;
 mod get;
 mod journal;
+mod past;
 mod push;
 mod status;
+mod sync;
 mod uninstall;
 
 use std::future::Future;
@@ -27,8 +29,12 @@ pub fn run(cli: Cli, started: Instant) -> Result<(), Failure> {
     match cli.command {
         Command::Agent(args) => daemon::run(&Config::for_agent(common, &args)?, started),
         Command::Apply(args) => apply::run(common, &args),
+        Command::Sync(args) => sync::run(common, &args),
         Command::Delete(args) => delete::run(common, &args),
         Command::Get(args) => get::run(common, &args),
+        Command::Diff(args) => past::diff(common, &args),
+        Command::History(args) => past::history(common, &args),
+        Command::Why(args) => past::why(common, &args),
         Command::Status(args) => status::run(common, &args),
         Command::Journal(args) => journal::run(common, &args),
         Command::Bpf(args) => bpf::run(common, &args),
@@ -49,7 +55,7 @@ fn block_on<T>(future: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
 }
 
 async fn connect(common: &Common) -> Result<Client, Failure> {
-    Ok(Client::connect(config::socket(common)?).await?)
+    Ok(Client::connect(config::server(common)?).await?)
 }
 
 /// Asks whether to go on with what cannot be undone.

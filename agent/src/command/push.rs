@@ -14,8 +14,8 @@ use crate::exit::{Exit, Failure};
 use crate::output;
 
 pub(super) fn transaction(source: &Source, deltas: Vec<Delta>) -> Transaction {
-    let Source { source, source_version: version, source_incarnation: incarnation } = source.clone();
-    Transaction { origin: Origin { source, incarnation, version }, deltas }
+    let Source { source, source_version: version, source_incarnation: incarnation, take_over } = source.clone();
+    Transaction { take_over, ..Transaction::push(Origin { source, incarnation, version }, deltas) }
 }
 
 pub(super) fn check_timeout(waiting: &Waiting) -> Result<(), Failure> {
@@ -50,11 +50,7 @@ pub(super) async fn push(
 
 /// Prints a receipt; a transaction that has not come as far as was asked for is a failure, though it is accepted.
 pub(super) fn report(receipt: &Receipt, transaction: &Transaction, waiting: &Waiting) -> Result<(), Failure> {
-    let level = match receipt.level {
-        Level::Durable => "durable",
-        Level::Applied => "applied",
-    };
-    let lsn = receipt.lsn;
+    let (lsn, level) = (receipt.lsn, level(receipt.level));
     output::print(&match waiting.output {
         ReceiptFormat::Text if receipt.duplicate => format!("LSN {lsn}: {level}; it had been pushed before\n"),
         ReceiptFormat::Text => format!("LSN {lsn}: {}, {level}\n", contents(transaction)),
@@ -65,6 +61,21 @@ pub(super) fn report(receipt: &Receipt, transaction: &Transaction, waiting: &Wai
             "recordHash": receipt.record_hash.to_string(),
         })),
     })?;
+    check_level(receipt, waiting)
+}
+
+/// How far a transaction has come, in a word.
+pub(super) const fn level(level: Level) -> &'static str {
+    match level {
+        Level::Received => "received",
+        Level::Durable => "durable",
+        Level::Applied => "applied",
+    }
+}
+
+/// Fails if a transaction has not come as far as was asked.
+pub(super) fn check_level(receipt: &Receipt, waiting: &Waiting) -> Result<(), Failure> {
+    let lsn = receipt.lsn;
     if waiting.wait == Wait::Applied && receipt.level == Level::Durable {
         let because = match receipt.blocked_reason.as_str() {
             "" => String::new(),

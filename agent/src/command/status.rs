@@ -29,13 +29,13 @@ pub(super) fn run(common: &Common, args: &StatusArgs) -> Result<(), Failure> {
 
 /// Waits until the agent answers and has applied all that was durable when it first did.
 async fn wait(common: &Common, timeout: Duration) -> Result<Status, Failure> {
-    let socket = config::socket(common)?;
+    let server = config::server(common)?;
     let deadline = Instant::now() + timeout;
     let spinner = push::spinner("waiting for the agent");
     let mut wanted = None;
     let outcome = loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        let asked = tokio::time::timeout(left, async { Client::connect(&socket).await?.status().await }).await;
+        let asked = tokio::time::timeout(left, async { Client::connect(server.clone()).await?.status().await }).await;
         let last = match asked {
             Ok(Ok(status)) if status.applied_lsn >= *wanted.get_or_insert(status.durable_lsn) => break Ok(status),
             Ok(Ok(status)) => {
@@ -90,6 +90,9 @@ fn table(status: &Status) -> String {
         storage_schema::resource::Kind::Workload => ("workloads", count.to_string()),
         storage_schema::resource::Kind::Node => ("nodes", count.to_string()),
     }));
+    if status.loading {
+        rows.push(("loading", "the journal's state; connections go on, pushes wait".to_owned()));
+    }
     if let Some(reason) = &status.blocked_reason {
         rows.push(("blocked", reason.clone()));
     }
@@ -155,5 +158,6 @@ fn value(status: &Status) -> Value {
         "tables": tables,
         "resources": resources,
         "blockedReason": status.blocked_reason,
+        "loading": status.loading,
     })
 }

@@ -7,19 +7,22 @@ use std::time::{Duration, Instant};
 
 use api::journal::{EncodedRecord, JournalError, RecordsQuery};
 use api::proto;
+use api::push::{JournalFacts, Push, Recollection, SourceState, Submitted};
 use api::rejection::{DeltaName, Rejection};
+use api::replay::{Question, StateQuery};
 use api::server::{Backend, DatapathError, Flow, Read, Unreadable};
 use api::status::{Datapath, DatapathKind, Drift, Restart, Status, TablePressure};
 use api::{Level, Receipt, Stored};
 use applier::{Pipeline, RequestError, Target, Verification};
 use journal::{Journal, ReadError, Retention};
 use storage_schema::id::{Epoch, Lsn};
-use storage_schema::record::Transaction;
 use storage_schema::resource::{Kind, ResourceKey};
+use tokio::sync::Semaphore;
 
 use super::rejection::{not_durable, not_pushed};
 use super::streams;
 use crate::config::Config;
+use crate::exit::{Exit, Failure};
 use crate::journal_view::{self, refused};
 
 /// How often a journal that the disk has refused is tried again.
@@ -32,6 +35,8 @@ pub(super) struct Node {
     kernel: Option<loader::Options>,
     /// What a compaction keeps that does not say.
     retention: Retention,
+    /// Whoever answers a question about the past holds a whole state in memory: one at a time.
+    questions: Arc<Semaphore>,
     ready: Instant,
     ready_after: Duration,
 }
@@ -48,12 +53,26 @@ impl Node {
             Target::Kernel(options) => Some(options.clone()),
             Target::Memory => None,
         };
-        Self { pipeline, journal, kernel, retention, ready: Instant::now(), ready_after }
+        Self {
+            pipeline,
+            journal,
+            kernel,
+            retention,
+            questions: Arc::new(Semaphore::new(1)),
+            ready: Instant::now(),
+            ready_after,
+        }
     }
 
     /// Returns when the applier has stopped by itself.
-    pub(super) async fn applier_stopped(&self) -> impl std::error::Error + use<> {
-        self.pipeline.stopped().await
+    pub(super) async fn applier_stopped(&self) -> Failure {
+        match self.pipeline.stopped().await {
+            Some(cause) => Failure::from(&*cause),
+            None => Failure::new(
+                Exit::Failure,
+                "the applier has stopped: start the agent again; what is pinned balances on",
+            ),
+        }
     }
 
     /// Has the journal go on once the disk takes writes again, for as long as the agent runs.
@@ -81,14 +100,25 @@ impl Node {
             datapath = if self.kernel.is_some() { "kernel" } else { "memory" },
             applied_lsn = %status.applied_lsn,
             entries_rewritten = status.start.entries_written,
+            loading = status.loading,
             ready_after_us = self.ready_after_us(),
             "ready"
         );
     }
 
+    /// Gives up what takes long, as the agent stops.
+    pub(super) fn give_up(&self) {
+        self.pipeline.give_up();
+    }
+
     /// How the applier is.
     pub(super) fn applier(&self) -> applier::Status {
         self.pipeline.status()
+    }
+
+    /// The journal.
+    pub(super) fn journal(&self) -> Journal {
+        self.journal.clone()
     }
 
     fn ready_after_us(&self) -> u64 {
@@ -126,17 +156,44 @@ fn not_done(error: RequestError) -> DatapathError {
 }
 
 impl Backend for Node {
-    async fn push(&self, transaction: Transaction, client: Option<String>) -> Result<Receipt, Rejection> {
+    async fn submit(&self, push: Push) -> Result<Submitted, Rejection> {
+        let Push { transaction, client } = push;
         let deltas: Vec<DeltaName> = transaction.deltas.iter().map(DeltaName::from).collect();
         let pending = self.pipeline.push(transaction, client).await.map_err(|error| not_pushed(error, &deltas))?;
-        let receipt = pending.durable().await.map_err(|error| not_durable(&error))?;
-        Ok(Receipt {
-            lsn: receipt.lsn,
-            record_hash: receipt.hash,
-            duplicate: pending.is_duplicate(),
-            level: Level::Durable,
-            blocked_reason: String::new(),
-        })
+        let (lsn, record_hash, duplicate) = (pending.lsn(), pending.hash(), pending.is_duplicate());
+        let removed = pending.removed();
+        let durable = async move { pending.durable().await.map(drop).map_err(|error| not_durable(&error)) };
+        Ok(Submitted { lsn, record_hash, duplicate, removed, durable: Box::pin(durable) })
+    }
+
+    fn source(&self, name: &str) -> Option<SourceState> {
+        let journal::SourceState { incarnation, last_version, last_lsn } = self.journal.source(name)?;
+        Some(SourceState { incarnation, last_version, last_lsn })
+    }
+
+    async fn recollect(&self, source: &str, version: u64) -> Result<Recollection, Unreadable> {
+        let unreadable = |cause: &dyn std::error::Error| Unreadable { cause: cause.to_string() };
+        let (journal, source) = (self.journal.clone(), source.to_owned());
+        let looked_up = tokio::task::spawn_blocking(move || journal.recollect(&source, version)).await;
+        match looked_up.map_err(|error| unreadable(&error))?.map_err(|error| unreadable(&error))? {
+            journal::Recollection::Accepted(ack) => {
+                let receipt = ack.wait().await.map_err(|error| unreadable(&error))?;
+                Ok(Recollection::Accepted(Receipt {
+                    lsn: receipt.lsn,
+                    record_hash: receipt.hash,
+                    duplicate: true,
+                    level: Level::Durable,
+                    blocked_reason: String::new(),
+                    removed: 0,
+                }))
+            }
+            journal::Recollection::NotThere => Ok(Recollection::NotThere),
+            journal::Recollection::Forgotten => Ok(Recollection::Forgotten),
+        }
+    }
+
+    fn facts(&self) -> JournalFacts {
+        JournalFacts { store_id: self.journal.store_id(), record_bytes_max: self.journal.record_bytes_max() }
     }
 
     async fn applied(&self, lsn: Lsn) {
@@ -147,7 +204,7 @@ impl Backend for Node {
     }
 
     async fn resource(&self, key: ResourceKey) -> Result<Read<Option<Stored>>, Unreadable> {
-        self.read(move |journal| Ok(journal.resource(&key)?.map(stored))).await
+        self.read(move |journal| Ok(journal.owned_resource(&key)?.map(stored))).await
     }
 
     async fn resources(
@@ -158,7 +215,7 @@ impl Backend for Node {
     ) -> Result<Read<Vec<Stored>>, Unreadable> {
         let after = after.unwrap_or_default();
         self.read(move |journal| {
-            journal.resources_after(kind, &after).take(limit).map(|read| read.map(stored)).collect()
+            Ok(journal.owned_resources_after(kind, &after, limit)?.into_iter().map(stored).collect())
         })
         .await
     }
@@ -193,6 +250,14 @@ impl Backend for Node {
         Ok(streams::snapshot(self.journal.clone()))
     }
 
+    async fn state(&self, query: StateQuery) -> Result<Flow<Read<Vec<Stored>>>, JournalError> {
+        streams::state(self.journal.reader(), query, &self.questions).await
+    }
+
+    async fn explain(&self, question: Question) -> Result<Flow<Vec<u8>>, JournalError> {
+        streams::explain(self.journal.reader(), question, &self.questions).await
+    }
+
     async fn verify_tables(&self) -> Result<proto::VerifyTablesResponse, DatapathError> {
         let Verification { comparison, repairing } = self.pipeline.verify().await.map_err(not_done)?;
         let difference = |difference: applier::Difference| proto::TableDifference {
@@ -213,6 +278,10 @@ impl Backend for Node {
     async fn renew_generation(&self) -> Result<String, DatapathError> {
         let number = self.pipeline.renew().await.map_err(not_done)?;
         Ok(number.map(|number| format!("gen-{number}")).unwrap_or_default())
+    }
+
+    fn takes_transactions(&self) -> bool {
+        self.journal.failure().is_none() && !self.pipeline.status().loading
     }
 
     async fn status(&self) -> Status {
@@ -261,12 +330,13 @@ impl Backend for Node {
                 .collect(),
             resources: status.resources.into_iter().map(|(kind, count)| (kind, count as u64)).collect(),
             blocked_reason: status.trouble,
+            loading: status.loading,
         }
     }
 }
 
-fn stored((resource, changed_lsn): (storage_schema::resource::Resource, Lsn)) -> Stored {
-    Stored { resource, changed_lsn }
+fn stored(journal::OwnedResource { resource, changed_lsn, owner }: journal::OwnedResource) -> Stored {
+    Stored { resource, changed_lsn, owner }
 }
 
 /// Every pin under the pin root, in order. What cannot be read is left out: this is a report, not a check.

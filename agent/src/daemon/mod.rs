@@ -15,9 +15,11 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use api::server::{Limits, serve};
+use api::access::tls::Certificates;
+use api::access::{Listeners, Security, Tcp};
+use api::server::{Terms, serve};
 use api::socket::Socket;
-use applier::{Options, Pipeline, Target};
+use applier::{Loader, Options, Pipeline, Target};
 use journal::Journal;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -32,22 +34,28 @@ use crate::host::{self, MountTable};
 /// How long a stop waits for requests in flight. Waits for `applied` are cut off; their transactions are durable.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// The reference page of the metrics, `deploy/METRICS.md`.
+pub fn metrics_reference() -> String {
+    metrics::reference()
+}
+
 /// Runs the agent until it is told to stop. `started` is when the process began.
 pub fn run(config: &Config, started: Instant) -> Result<(), Failure> {
     init_logging(config);
     #[cfg(feature = "failpoints")]
     crate::failpoints::arm()?;
-    let socket = Socket::bind(&config.socket)?;
+    let listeners = listen(config)?;
     let target = target(config)?;
-    let journal = open_journal(config)?;
+    let mut shown = Loader::new(0);
+    let journal = open_journal(config, &mut shown)?;
     let options =
         Options { target: target.clone(), limits: config.capacities, verify_interval: config.verify_interval };
-    let pipeline = Pipeline::start(journal.clone(), options)?;
+    let pipeline = Pipeline::start_shown(journal.clone(), Some(shown), options)?;
     let ready_after = started.elapsed();
     let node = Arc::new(Node::new(journal, pipeline, &target, config.journal().retention, ready_after));
     let runtime =
         Runtime::new().map_err(|error| Failure::new(Exit::Failure, format!("cannot start a runtime: {error}")))?;
-    let outcome = runtime.block_on(serve_until_stopped(Arc::clone(&node), socket, config));
+    let outcome = runtime.block_on(serve_until_stopped(Arc::clone(&node), listeners, config));
     // First the requests that are left, then the applier, then the journal: each flushes what it was given.
     runtime.shutdown_timeout(Duration::from_secs(1));
     drop(node);
@@ -55,8 +63,27 @@ pub fn run(config: &Config, started: Instant) -> Result<(), Failure> {
     outcome
 }
 
-fn open_journal(config: &Config) -> Result<Journal, Failure> {
-    let journal = Journal::open(config.journal())?;
+/// Takes the places where the API is offered. Nothing is served there yet.
+fn listen(config: &Config) -> Result<Listeners, Failure> {
+    let socket = Socket::bind(&config.socket)?;
+    if let Some(gid) = config.api.socket_gid {
+        socket.give_to_group(gid)?;
+    }
+    let Some(listen) = &config.api.tcp else { return Ok(socket.into()) };
+    let security = match &listen.tls {
+        Some(files) => Security::Mutual(Certificates::read(files.clone())?),
+        None => Security::InsecureLoopback,
+    };
+    let tcp = Tcp::bind(listen.address, security)?;
+    if let Ok(address) = tcp.address() {
+        let tls = listen.tls.is_some();
+        tracing::info!(%address, tls, "the API is offered over TCP");
+    }
+    Ok(Listeners { socket, tcp: Some(tcp) })
+}
+
+fn open_journal(config: &Config, shown: &mut Loader) -> Result<Journal, Failure> {
+    let journal = Journal::open_showing(config.journal(), |stored| shown.add(&stored))?;
     let report = journal.open_report();
     tracing::info!(
         store = %journal.store_id(),
@@ -85,28 +112,30 @@ fn target(config: &Config) -> Result<Target, Failure> {
     Ok(Target::Kernel(loader::Options { pin_root: config.pin_root.clone(), cgroup }))
 }
 
-async fn serve_until_stopped(node: Arc<Node>, socket: Socket, config: &Config) -> Result<(), Failure> {
+async fn serve_until_stopped(node: Arc<Node>, listeners: Listeners, config: &Config) -> Result<(), Failure> {
     let stop_signal = stop_signal()?;
     let (stop, mut stopped) = tokio::sync::watch::channel(());
-    let server = serve(Arc::clone(&node), socket, Limits::default(), async move {
+    // Before the first call: what is told to a recorder that is not there yet is lost.
+    if let Some(address) = config.metrics {
+        metrics::serve(address, Arc::clone(&node))?;
+    }
+    let terms =
+        Terms { limits: config.api.limits, rules: config.api.rules.clone(), observer: Arc::new(metrics::OfCalls) };
+    let server = serve(Arc::clone(&node), listeners, terms, async move {
         // The sender goes away, or sends: either way it is over.
         drop(stopped.changed().await);
     });
     tokio::pin!(server);
     let resuming = tokio::spawn(Arc::clone(&node).resume_whenever_refused());
-    if let Some(address) = config.metrics {
-        metrics::serve(address, Arc::clone(&node))?;
-    }
     node.report_ready(config);
     notify_ready();
     tokio::select! {
         ended = &mut server => return ended.map_err(|error| Failure::new(Exit::Failure, error)),
-        error = node.applier_stopped() => {
-            return Err(Failure::new(Exit::Failure, format!("{error}: start the agent again; what is pinned balances on")));
-        }
+        failure = node.applier_stopped() => return Err(failure),
         name = stop_signal => tracing::info!("{name}: stopping"),
     }
     resuming.abort();
+    node.give_up();
     drop(stop);
     match tokio::time::timeout(STOP_TIMEOUT, server).await {
         Ok(ended) => ended.map_err(|error| Failure::new(Exit::Failure, error)),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use api::rejection::{DeltaName, Reason, Rejection, Violation};
-use applier::{PushError, Rejection as Unfit};
+use applier::{Foreign, PushError, Rejection as Unfit};
 use journal::{AppendError, OriginError};
 use storage_schema::resource::{Kind, ResourceKey};
 
@@ -24,6 +24,7 @@ pub(super) fn not_pushed(error: PushError, deltas: &[DeltaName]) -> Rejection {
         PushError::Journal(error @ (AppendError::Failed(_) | AppendError::Closed)) => {
             Rejection::Unavailable { cause: error.to_string() }
         }
+        PushError::Stopped(error) => Rejection::Unavailable { cause: error.to_string() },
     }
 }
 
@@ -47,7 +48,7 @@ fn unfit_for_the_state(unfit: &Unfit, deltas: &[DeltaName]) -> Rejection {
         refused(Reason::Conflict, of_resource(&key, field, description, deltas))
     };
     match unfit {
-        Unfit::Empty => refused(Reason::Invalid, whole("transaction.deltas", unfit)),
+        Unfit::Empty | Unfit::EventWithDeltas => refused(Reason::Invalid, whole("transaction.deltas", unfit)),
         Unfit::Invalid { resource, index, violation } => {
             let field = snake_case(&violation.field);
             let violation = match deltas.get(*index) {
@@ -55,6 +56,20 @@ fn unfit_for_the_state(unfit: &Unfit, deltas: &[DeltaName]) -> Rejection {
                 None => of_resource(resource, &field, violation.reason.clone(), deltas),
             };
             refused(Reason::Invalid, violation)
+        }
+        Unfit::Owned(foreign) => {
+            let violation = |foreign: &Foreign| {
+                let description =
+                    format!("belongs to source `{}`: take it over explicitly, or remove it there", foreign.owner);
+                match deltas.get(foreign.index) {
+                    Some(delta) => Violation::of_delta(foreign.index, delta.clone(), "", description),
+                    None => of_resource(&foreign.resource, "", description, deltas),
+                }
+            };
+            let owner = foreign.first().map(|foreign| foreign.owner.clone()).unwrap_or_default();
+            // What belongs to yet others is said when these are put right.
+            let violations = foreign.iter().filter(|foreign| foreign.owner == owner).map(violation).collect();
+            Rejection::Owned { owner, violations }
         }
         Unfit::DanglingService { workload: uid, field, service } => {
             let description = format!("there is no Service {service}: push it before, or in the same transaction");

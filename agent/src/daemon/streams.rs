@@ -1,16 +1,21 @@
 //! The journal behind the API: each stream is a thread that reads for as long as its client listens.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::journal::{EncodedRecord, JournalError, RecordsQuery};
-use api::proto;
-use api::server::Flow;
-use journal::{Filter, Journal};
+use api::replay::{Question, StateQuery};
+use api::server::{Flow, Read};
+use api::{Stored, proto};
+use journal::{Filter, Journal, Reader};
+use replay::Past;
 use storage_schema::id::Lsn;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{self, Sender};
 
 use crate::journal_view::{self, refused};
+use crate::past_view;
 
 /// Messages that wait for a slow client.
 const FLOW_MESSAGES: usize = 8;
@@ -19,6 +24,8 @@ const BATCH_BYTES: usize = 64 << 10;
 const BATCH_RECORDS: usize = 1024;
 /// Bytes of a snapshot's chunk.
 const CHUNK_BYTES: usize = 256 << 10;
+/// Resources of the past go out in messages of so many.
+const MESSAGE_RESOURCES: usize = 256;
 /// How often a stream that follows looks whether its client is still there.
 const LISTENING_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -116,6 +123,63 @@ pub(super) fn verify(journal: Journal) -> Flow<proto::verify_journal_response::S
             Err(error) => Err(JournalError::Failed(error.to_string())),
         };
         drop(sender.blocking_send(step));
+    });
+    flow
+}
+
+/// Resources as they were, and at least one message.
+pub(super) async fn state(
+    reader: Reader,
+    query: StateQuery,
+    questions: &Arc<Semaphore>,
+) -> Result<Flow<Read<Vec<Stored>>>, JournalError> {
+    let Read { value, state_lsn } = in_turn(questions, move || past_view::state(&Past::of(reader), &query)).await?;
+    let mut left = value.into_iter();
+    let first = left.by_ref().take(MESSAGE_RESOURCES).collect();
+    let rest = std::iter::from_fn(move || {
+        let value: Vec<Stored> = left.by_ref().take(MESSAGE_RESOURCES).collect();
+        (!value.is_empty()).then_some(value)
+    });
+    Ok(flow_of(std::iter::once(first).chain(rest).map(move |value| Read { value, state_lsn })))
+}
+
+/// The answer to a question.
+pub(super) async fn explain(
+    reader: Reader,
+    question: Question,
+    questions: &Arc<Semaphore>,
+) -> Result<Flow<Vec<u8>>, JournalError> {
+    let document = in_turn(questions, move || past_view::answer(&Past::of(reader), question)).await?;
+    let chunks = (0..document.len().div_ceil(CHUNK_BYTES)).map(move |number| {
+        let rest = &document[number * CHUNK_BYTES..];
+        rest[..rest.len().min(CHUNK_BYTES)].to_vec()
+    });
+    Ok(flow_of(chunks))
+}
+
+/// Runs something that takes much memory, when nothing else does.
+async fn in_turn<T: Send + 'static>(
+    questions: &Arc<Semaphore>,
+    work: impl FnOnce() -> Result<T, JournalError> + Send + 'static,
+) -> Result<T, JournalError> {
+    let turn = Arc::clone(questions).acquire_owned().await.expect("it is never closed");
+    // The turn ends with the work, also when whoever asked has gone away meanwhile.
+    blocking(move || {
+        let _turn = turn;
+        work()
+    })
+    .await
+}
+
+/// Messages that are there already, for a client at its own speed.
+fn flow_of<T: Send + 'static>(messages: impl Iterator<Item = T> + Send + 'static) -> Flow<T> {
+    let (sender, flow) = mpsc::channel(FLOW_MESSAGES);
+    tokio::spawn(async move {
+        for message in messages {
+            if sender.send(Ok(message)).await.is_err() {
+                return;
+            }
+        }
     });
     flow
 }

@@ -2,6 +2,7 @@
 
 mod checks;
 mod mounts;
+pub(crate) mod process;
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -5,12 +5,15 @@
 //! proto spells it (`transaction.deltas[2].upsert.service.ports[0].port`), up to a bound. It does not ask whether what
 //! is said fits the state: that is the backend's to decide.
 
+mod balancing;
 mod resource;
 mod transaction;
 
 use std::fmt;
 
+pub(crate) use balancing::encode_drain_mode;
 pub use resource::{decode_key, decode_kind, decode_resource, encode_key, encode_kind, encode_resource};
+pub(crate) use transaction::{decode_deltas, decode_source, encode_delta};
 pub use transaction::{decode_transaction, encode_transaction};
 
 use crate::TEXT_BYTES_MAX;
@@ -63,9 +66,14 @@ impl fmt::Display for Path<'_> {
 
 /// Collects what is wrong while a message is decoded. Every method returns `None` after having noted why.
 impl Violations {
-    fn note<T>(&mut self, path: &Path<'_>, description: impl Into<String>) -> Option<T> {
-        self.push(Violation { path: path.to_string(), resource: None, description: description.into() });
+    pub(crate) fn note<T>(&mut self, path: &Path<'_>, description: impl Into<String>) -> Option<T> {
+        self.say(path, description);
         None
+    }
+
+    /// Notes something of which nothing else depends.
+    pub(crate) fn say(&mut self, path: &Path<'_>, description: impl Into<String>) {
+        self.push(Violation { path: path.to_string(), resource: None, description: description.into() });
     }
 
     fn text(&mut self, path: &Path<'_>, text: String) -> Option<String> {

@@ -3,11 +3,14 @@
 use std::net::IpAddr;
 
 use storage_schema::resource::{
-    Backing, Kind, LoadBalancing, Locality, NoEndpoints, Node, PortOverride, Protocol, Resource, ResourceKey, Service,
+    Backing, Dns, Kind, Locality, NoEndpoints, Node, PortOverride, Protocol, Resource, ResourceKey, Service,
     ServicePort, Waypoint, Workload, WorkloadStatus,
 };
 
 use super::Path;
+use super::balancing::{
+    decode_drain, decode_load_balancing, encode_affinity, encode_drain, encode_locality_preference, encode_policy,
+};
 use crate::proto;
 use crate::rejection::Violations;
 
@@ -68,62 +71,97 @@ pub fn decode_resource(path: &Path<'_>, resource: proto::Resource, found: &mut V
 }
 
 fn encode_service(service: &Service) -> proto::Service {
-    let Service { name, hostname, vips, ports, load_balancing, waypoint } = service;
+    let Service {
+        name,
+        hostname,
+        vips,
+        external_addresses,
+        ports,
+        all_ports,
+        load_balancing,
+        no_endpoints,
+        drain,
+        accelerate,
+        waypoint,
+    } = service;
     proto::Service {
         name: name.clone(),
         hostname: hostname.clone(),
         vips: vips.iter().map(IpAddr::to_string).collect(),
         ports: ports.iter().map(encode_service_port).collect(),
-        load_balancing: match load_balancing {
-            LoadBalancing::Random => proto::LoadBalancing::Random,
-        }
-        .into(),
+        load_balancing: encode_policy(load_balancing.policy).into(),
         waypoint: waypoint.as_ref().map(encode_waypoint),
+        locality_preference: encode_locality_preference(&load_balancing.locality),
+        affinity: load_balancing.affinity.map(encode_affinity),
+        external_addresses: external_addresses.iter().map(IpAddr::to_string).collect(),
+        all_ports: *all_ports,
+        no_endpoints: no_endpoints.map_or(proto::NoEndpoints::Unspecified, encode_no_endpoints).into(),
+        drain: encode_drain(*drain),
+        accelerate: *accelerate,
     }
 }
 
 fn decode_service(path: &Path<'_>, message: proto::Service, found: &mut Violations) -> Option<Service> {
-    let proto::Service { name, hostname, vips, ports, load_balancing, waypoint } = message;
-    let name = found.required_text(&path.field("name"), name);
-    let hostname = found.text(&path.field("hostname"), hostname);
-    let vips = found.list(&path.field("vips"), vips, decode_address);
-    let ports = found.list(&path.field("ports"), ports, decode_service_port);
-    let load_balancing = known(&path.field("load_balancing"), load_balancing, found).map(|policy| match policy {
-        proto::LoadBalancing::Unspecified | proto::LoadBalancing::Random => LoadBalancing::Random,
-    });
-    let waypoint = decode_waypoint(&path.field("waypoint"), waypoint, found);
+    let name = found.required_text(&path.field("name"), message.name);
+    let hostname = found.text(&path.field("hostname"), message.hostname);
+    let vips = found.list(&path.field("vips"), message.vips, decode_address);
+    let ports = found.list(&path.field("ports"), message.ports, decode_service_port);
+    let load_balancing =
+        decode_load_balancing(path, message.load_balancing, message.locality_preference, message.affinity, found);
+    let waypoint = decode_waypoint(&path.field("waypoint"), message.waypoint, found);
+    let external_addresses = found.list(&path.field("external_addresses"), message.external_addresses, decode_address);
+    let no_endpoints = known(&path.field("no_endpoints"), message.no_endpoints, found).map(decode_no_endpoints);
+    let drain = decode_drain(&path.field("drain"), message.drain, found);
     Some(Service {
         name: name?,
         hostname: hostname?,
         vips: vips?,
+        external_addresses: external_addresses?,
         ports: ports?,
+        all_ports: message.all_ports,
         load_balancing: load_balancing?,
+        no_endpoints: no_endpoints?,
+        drain: drain?,
+        accelerate: message.accelerate,
         waypoint: waypoint?,
     })
 }
 
 fn encode_service_port(port: &ServicePort) -> proto::ServicePort {
-    let ServicePort { name, port, target_port, protocol } = port;
+    let ServicePort { name, port, target_port, protocol, node_port } = port;
     proto::ServicePort {
         name: name.clone(),
         port: (*port).into(),
         target_port: (*target_port).into(),
         protocol: match protocol {
             Protocol::Tcp => proto::Protocol::Tcp,
+            Protocol::Udp => proto::Protocol::Udp,
         }
         .into(),
+        node_port: (*node_port).into(),
     }
 }
 
 fn decode_service_port(path: &Path<'_>, message: proto::ServicePort, found: &mut Violations) -> Option<ServicePort> {
-    let proto::ServicePort { name, port, target_port, protocol } = message;
+    let proto::ServicePort { name, port, target_port, protocol, node_port } = message;
     let name = found.text(&path.field("name"), name);
     let port = found.port(&path.field("port"), port);
     let target_port = found.port(&path.field("target_port"), target_port);
     let protocol = known(&path.field("protocol"), protocol, found).map(|protocol| match protocol {
         proto::Protocol::Unspecified | proto::Protocol::Tcp => Protocol::Tcp,
+        proto::Protocol::Udp => Protocol::Udp,
     });
-    Some(ServicePort { name: name?, port: port?, target_port: target_port?, protocol: protocol? })
+    let node_port = match node_port {
+        0 => Some(0),
+        port => found.port(&path.field("node_port"), port),
+    };
+    Some(ServicePort {
+        name: name?,
+        port: port?,
+        target_port: target_port?,
+        protocol: protocol?,
+        node_port: node_port?,
+    })
 }
 
 fn encode_waypoint(waypoint: &Waypoint) -> proto::Waypoint {
@@ -219,31 +257,61 @@ fn decode_backing(path: &Path<'_>, message: proto::Backing, found: &mut Violatio
 }
 
 fn encode_node(node: &Node) -> proto::Node {
-    let Node { name, network, cluster, locality, no_endpoints } = node;
+    let Node { name, addresses, network, cluster, locality, no_endpoints, dns } = node;
     proto::Node {
         name: name.clone(),
         network: network.clone(),
         cluster: cluster.clone(),
         locality: encode_locality(locality),
-        no_endpoints: match no_endpoints {
-            NoEndpoints::Refuse => proto::NoEndpoints::Refuse,
-            NoEndpoints::Pass => proto::NoEndpoints::Pass,
-        }
-        .into(),
+        no_endpoints: encode_no_endpoints(*no_endpoints).into(),
+        addresses: addresses.iter().map(IpAddr::to_string).collect(),
+        dns: dns.map(|dns| proto::Dns { proxy: dns.proxy.to_string(), port: Some(dns.port.into()) }),
     }
 }
 
 fn decode_node(path: &Path<'_>, message: proto::Node, found: &mut Violations) -> Option<Node> {
-    let proto::Node { name, network, cluster, locality, no_endpoints } = message;
+    let proto::Node { name, network, cluster, locality, no_endpoints, addresses, dns } = message;
     let name = found.required_text(&path.field("name"), name);
     let network = found.text(&path.field("network"), network);
     let cluster = found.text(&path.field("cluster"), cluster);
     let locality = decode_locality(&path.field("locality"), locality, found);
-    let no_endpoints = known(&path.field("no_endpoints"), no_endpoints, found).map(|choice| match choice {
-        proto::NoEndpoints::Unspecified | proto::NoEndpoints::Refuse => NoEndpoints::Refuse,
-        proto::NoEndpoints::Pass => NoEndpoints::Pass,
-    });
-    Some(Node { name: name?, network: network?, cluster: cluster?, locality: locality?, no_endpoints: no_endpoints? })
+    let no_endpoints = known(&path.field("no_endpoints"), no_endpoints, found);
+    let no_endpoints = no_endpoints.map(|choice| decode_no_endpoints(choice).unwrap_or_default());
+    let addresses = found.list(&path.field("addresses"), addresses, decode_address);
+    let dns = match dns {
+        None => Some(None),
+        Some(dns) => decode_dns(&path.field("dns"), dns, found).map(Some),
+    };
+    Some(Node {
+        name: name?,
+        addresses: addresses?,
+        network: network?,
+        cluster: cluster?,
+        locality: locality?,
+        no_endpoints: no_endpoints?,
+        dns: dns?,
+    })
+}
+
+fn decode_dns(path: &Path<'_>, message: proto::Dns, found: &mut Violations) -> Option<Dns> {
+    let proxy = decode_address(&path.field("proxy"), message.proxy, found);
+    let port = found.port(&path.field("port"), message.port.unwrap_or(53));
+    Some(Dns { proxy: proxy?, port: port? })
+}
+
+fn encode_no_endpoints(no_endpoints: NoEndpoints) -> proto::NoEndpoints {
+    match no_endpoints {
+        NoEndpoints::Refuse => proto::NoEndpoints::Refuse,
+        NoEndpoints::Pass => proto::NoEndpoints::Pass,
+    }
+}
+
+fn decode_no_endpoints(choice: proto::NoEndpoints) -> Option<NoEndpoints> {
+    match choice {
+        proto::NoEndpoints::Unspecified => None,
+        proto::NoEndpoints::Refuse => Some(NoEndpoints::Refuse),
+        proto::NoEndpoints::Pass => Some(NoEndpoints::Pass),
+    }
 }
 
 fn encode_locality(locality: &Locality) -> Option<proto::Locality> {
@@ -268,7 +336,7 @@ fn decode_address(path: &Path<'_>, mut text: String, found: &mut Violations) -> 
     found.note(path, format!("must be an IPv4 or IPv6 address, not {text:?}"))
 }
 
-fn known<E: TryFrom<i32>>(path: &Path<'_>, number: i32, found: &mut Violations) -> Option<E> {
+pub(super) fn known<E: TryFrom<i32>>(path: &Path<'_>, number: i32, found: &mut Violations) -> Option<E> {
     match E::try_from(number) {
         Ok(value) => Some(value),
         Err(_) => found.note(path, format!("{number} is not a value that this agent knows")),

@@ -31,20 +31,34 @@ fn decode(path: &Path<'_>, message: Option<proto::Transaction>, found: &mut Viol
     };
     let origin = match origin {
         None => found.note(&path.field("origin"), "is required"),
-        Some(proto::Origin { source, incarnation, version }) => found
-            .required_text(&path.field("origin").field("source"), source)
-            .map(|source| Origin { source, incarnation, version }),
+        Some(proto::Origin { source, incarnation, version }) => {
+            decode_source(&path.field("origin").field("source"), source, found).map(|source| Origin {
+                source,
+                incarnation,
+                version,
+            })
+        }
     };
-    let path = path.field("deltas");
-    let deltas = match deltas.len() {
-        0 => found.note(&path, "must hold at least one delta"),
-        len if len > DELTAS_MAX => found.note(&path, format!("{len} deltas are too many: at most {DELTAS_MAX}")),
-        _ => found.list(&path, deltas, decode_delta),
-    };
-    Some(Transaction { origin: origin?, deltas: deltas? })
+    let deltas = decode_deltas(&path.field("deltas"), deltas, found);
+    Some(Transaction::push(origin?, deltas?))
 }
 
-fn encode_delta(delta: &Delta) -> proto::Delta {
+/// The name of a source.
+pub(crate) fn decode_source(path: &Path<'_>, source: String, found: &mut Violations) -> Option<String> {
+    found.required_text(path, source)
+}
+
+/// The deltas of one transaction.
+pub(crate) fn decode_deltas(path: &Path<'_>, deltas: Vec<proto::Delta>, found: &mut Violations) -> Option<Vec<Delta>> {
+    match deltas.len() {
+        0 => found.note(path, "must hold at least one delta"),
+        len if len > DELTAS_MAX => found.note(path, format!("{len} deltas are too many: at most {DELTAS_MAX}")),
+        _ => found.list(path, deltas, decode_delta),
+    }
+}
+
+/// A delta as a message.
+pub(crate) fn encode_delta(delta: &Delta) -> proto::Delta {
     use proto::delta::Change;
     proto::Delta {
         change: Some(match delta {

@@ -200,11 +200,11 @@ fn plain_workload(number: u8, network: u8, status: WorkloadStatus, services: &BT
 }
 
 fn port(port: u16, target_port: u16) -> ServicePort {
-    ServicePort { name: String::new(), port, target_port, protocol: storage_schema::resource::Protocol::Tcp }
+    ServicePort { port, target_port, ..ServicePort::default() }
 }
 
 fn transaction(deltas: Vec<Delta>) -> Transaction {
-    Transaction { origin: Origin { source: "simulation".to_owned(), incarnation: 1, version: None }, deltas }
+    Transaction::push(Origin { source: "simulation".to_owned(), incarnation: 1, version: None }, deltas)
 }
 
 fn service_name(number: u8) -> String {

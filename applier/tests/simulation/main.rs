@@ -20,7 +20,7 @@
 //! * `NOTHING_LEAKS`: index entries and taken cells belong together; with nothing to retire they are the state's.
 //!
 //! Random schedules come from a seed. [`crash_points`] and [`refusals`] are exhaustive, over fixed scripts. [`mutants`]
-//! are rules broken on purpose. A violation prints its seed, step and epoch, what happened before, and the command that
+//! are rules broken on purpose. [`switch`] is about several generations and the links that run them. A violation prints its seed, step and epoch, what happened before, and the command that
 //! runs it again.
 
 mod checker;
@@ -30,6 +30,7 @@ mod mutants;
 mod oracle;
 mod refusals;
 mod schedule;
+mod switch;
 mod tables;
 mod world;
 

@@ -46,6 +46,8 @@ impl State {
             backend: backend.workload.0,
             address: self.0.backends[&backend].expect("a whole state removes nothing"),
             port_be: backend.port.to_be(),
+            entropy,
+            flags: 0,
         }
     }
 
@@ -69,7 +71,8 @@ impl State {
             let endpoints = run(memory, &payload).map(|slot| backends.get(&slot).copied()).collect::<Option<_>>();
             let endpoints = endpoints.ok_or_else(|| format!("{key:?} leads to a backend that is not shown"))?;
             services.insert(cell, key);
-            if shown.services.insert(key, Some(ServiceEntry { policy, endpoints })).is_some() {
+            if shown.services.insert(key, Some(ServiceEntry { policy, endpoints, ..ServiceEntry::default() })).is_some()
+            {
                 return Err(format!("two cells show {key:?}"));
             }
         }

@@ -22,7 +22,8 @@ use crate::oracle::State;
 use crate::schedule::Event;
 use crate::tables::{Killed, SimulatedTables, Step};
 
-const IDENTITY: Identity = Identity { store_id: StoreId([7; 16]), programs_hash: [9; 32], boot_id: BootId([5; 16]) };
+pub(crate) const IDENTITY: Identity =
+    Identity { store_id: StoreId([7; 16]), programs_hash: [9; 32], boot_id: BootId([5; 16]) };
 
 /// Grace periods after which everything is at rest.
 const SETTLING_MAX: usize = 24;
@@ -40,7 +41,7 @@ impl Heads {
         let mut last = None;
         for _ in 0..records {
             let permit = journal.blocking_reserve().expect("an open journal");
-            let transaction = Transaction { origin: origin.clone(), deltas: deltas.clone() };
+            let transaction = Transaction::push(origin.clone(), deltas.clone());
             last = Some(permit.submit(transaction).expect("an open journal").ack);
         }
         last.expect("at least one record").blocking_wait().expect("a writable directory");
@@ -52,7 +53,7 @@ impl Heads {
         Self(heads)
     }
 
-    fn at(&self, lsn: Lsn) -> Durable<Head> {
+    pub(crate) fn at(&self, lsn: Lsn) -> Durable<Head> {
         self.0[usize::try_from(lsn.0).expect("a small number") - 1]
     }
 }

@@ -1,8 +1,9 @@
 //! The applier's figures on the kernel's maps.
 //!
-//! `cargo run --release -p bench-applier -- [cells] [visible] [restart] [memory] [--services N] [--endpoints N] [--pushes N] [--rounds R] [--dir DIR]`
+//! `cargo run --release -p bench-applier -- [cells] [flip] [visible] [restart] [memory] [--services N] [--endpoints N] [--pushes N] [--rounds R] [--dir DIR]`
 //!
 //! * `cells`: entries installed a second, against one `bpf()` call for each of the same entries in the same run.
+//! * `flip`: the store that makes a transaction visible, and the smallest transactions around it.
 //! * `visible`: from push to visible, and the fdatasync's share of it.
 //! * `restart`: from an open journal to attached programs, with the maps pinned and with nothing pinned, step by step.
 //! * `memory`: what a service and an endpoint take, in the agent and in the kernel.
@@ -13,6 +14,7 @@
 mod bpf;
 mod cells;
 mod figures;
+mod flip;
 mod memory;
 mod place;
 mod restart;
@@ -50,6 +52,9 @@ fn main() {
     if asked("cells") {
         cells::run(&options, &place);
     }
+    if asked("flip") {
+        flip::run(&options, &place);
+    }
     if asked("visible") {
         visible::run(&options, &place);
     }
@@ -73,7 +78,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
         match argument.as_str() {
-            "cells" | "memory" | "restart" | "visible" => options.parts.push(argument),
+            "cells" | "flip" | "memory" | "restart" | "visible" => options.parts.push(argument),
             "--services" => options.size.services = number(&value()?)?,
             "--endpoints" => options.size.endpoints = number(&value()?)?,
             "--pushes" => options.pushes = number(&value()?)?,

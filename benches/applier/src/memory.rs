@@ -75,6 +75,8 @@ pub(crate) fn child(journal: Journal, options: loader::Options, size: Size) {
     let before = status_bytes("RssAnon:");
     let pipeline = Pipeline::start(journal, applier::Options::new(Target::Kernel(options), size.capacities()))
         .expect("a pipeline");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(pipeline.loaded()).expect("the state can be loaded");
     bpf::trim();
     let after = status_bytes("RssAnon:");
     println!("{} {after} {}", after - before, status_bytes("VmHWM:"));

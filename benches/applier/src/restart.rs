@@ -14,7 +14,7 @@ use crate::place::Place;
 use crate::sample::{Size, fill};
 use crate::{Options, bpf, memory};
 
-/// Set for a child: `start`, `steps` or `memory`, then services, endpoints, pin root, cgroup and state directory.
+/// Set for a child: `start`, `start-unshown`, `steps` or `memory`, then services, endpoints, pin root, cgroup and state directory.
 pub(crate) const CHILD: &str = "HOLDFAST_BENCH_APPLIER_CHILD";
 
 pub(crate) fn run(options: &Options, place: &Place) {
@@ -26,17 +26,22 @@ pub(crate) fn run(options: &Options, place: &Place) {
         "restart with {} services and {} endpoints, fresh processes, files in the page cache ({} rounds, medians)",
         size.services, size.endpoints, options.rounds
     );
-    println!("                    | opening the journal, ms | ready, ms | entries written | links changed");
+    println!(
+        "                    | opening the journal, ms | ready, ms | loaded, ms | entries written | links changed"
+    );
     let mut rebuilt = Vec::new();
     let mut pinned = Vec::new();
+    let mut unshown = Vec::new();
     for _ in 0..options.rounds {
         place.clear();
         rebuilt.push(spawn("start", size, place, &state));
         pinned.push(spawn("start", size, place, &state));
+        unshown.push(spawn("start-unshown", size, place, &state));
     }
-    for (name, rounds) in [("nothing pinned", &rebuilt), ("pinned, unchanged", &pinned)] {
-        let [open, ready, entries, links] = columns(rounds);
-        println!("  {name:<17} | {open:>23.0} | {ready:>9.0} | {entries:>15.0} | {links:>13.0}");
+    let all = [("nothing pinned", &rebuilt), ("pinned, unchanged", &pinned), ("  store read again", &unshown)];
+    for (name, rounds) in all {
+        let [open, ready, loaded, entries, links] = columns(rounds);
+        println!("  {name:<17} | {open:>23.0} | {ready:>9.0} | {loaded:>10.0} | {entries:>15.0} | {links:>13.0}");
     }
     let rounds: Vec<_> = (0..options.rounds).map(|_| spawn("steps", size, place, &state)).collect();
     let [read, load, everything, recover, reconcile] = columns(&rounds);
@@ -71,20 +76,30 @@ pub(crate) fn child(order: &str) {
     let size = Size { services: part().parse().expect("a count"), endpoints: part().parse().expect("a count") };
     let options = loader::Options { pin_root: part().into(), cgroup: part().into() };
     let state = Path::new(part());
+    let mut shown = (order == "start").then(|| Loader::new(0));
     let begun = Instant::now();
-    let journal = Journal::open(Config::new(state)).expect("a journal");
+    let journal = Journal::open_showing(Config::new(state), |stored| {
+        if let Some(shown) = &mut shown {
+            shown.add(&stored);
+        }
+    });
+    let journal = journal.expect("a journal");
     let opened = begun.elapsed();
     match order {
-        "start" => {
+        "start" | "start-unshown" => {
             let begun = Instant::now();
-            let pipeline = Pipeline::start(journal, applier::Options::new(Target::Kernel(options), size.capacities()))
-                .expect("a pipeline");
+            let options = applier::Options::new(Target::Kernel(options), size.capacities());
+            let pipeline = Pipeline::start_shown(journal, shown, options).expect("a pipeline");
             let ready = begun.elapsed();
+            let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+            runtime.block_on(pipeline.loaded()).expect("the state can be loaded");
+            let loaded = begun.elapsed();
             let report = pipeline.status().start;
             println!(
-                "{} {} {} {}",
+                "{} {} {} {} {}",
                 milliseconds(opened),
                 milliseconds(ready),
+                milliseconds(loaded),
                 report.entries_written,
                 report.links_changed
             );
@@ -111,7 +126,7 @@ fn steps(journal: Journal, options: loader::Options, size: Size) {
     let mut model = Model::default();
     let load = timed(&mut || {
         let mut loader = Loader::new(count as usize);
-        let loaded = journal.for_each_encoded(|stored| loader.add(stored.kind, stored.name, stored.encoded));
+        let loaded = journal.for_each_encoded(|stored| loader.add(&stored));
         loaded.expect("readable");
         model = loader.finish().expect("decodable");
     });

@@ -45,12 +45,7 @@ pub(crate) fn service(number: u32) -> Resource {
         name: service_name(number),
         hostname: format!("reviews-{number:06}.bookinfo-{:03}.svc.cluster.local", number % 512),
         vips: vec![Ipv4Addr::from_bits(Ipv4Addr::new(10, 96, 0, 0).to_bits() + number).into()],
-        ports: vec![ServicePort {
-            name: "http".to_owned(),
-            port: 9080,
-            target_port: 9080,
-            protocol: storage_schema::resource::Protocol::Tcp,
-        }],
+        ports: vec![ServicePort { name: "http".to_owned(), port: 9080, target_port: 9080, ..ServicePort::default() }],
         ..Service::default()
     })
 }
@@ -82,7 +77,7 @@ fn service_name(number: u32) -> String {
 /// A transaction of these resources.
 pub(crate) fn transaction(source: &str, version: u64, resources: impl IntoIterator<Item = Resource>) -> Transaction {
     let origin = Origin { source: source.to_owned(), incarnation: 1, version: Some(version) };
-    Transaction { origin, deltas: resources.into_iter().map(Delta::Upsert).collect() }
+    Transaction::push(origin, resources.into_iter().map(Delta::Upsert).collect())
 }
 
 /// A journal that holds a state of this size, with the store up to date.

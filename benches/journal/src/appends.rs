@@ -24,7 +24,7 @@ struct Round {
 pub(crate) fn run(options: &Options) {
     println!("durable appends ({} rounds of {:?}, medians)", options.rounds, options.round);
     println!("  pushers |    floor/s  p50 µs  p99 µs  cpu µs |  journal/s  p50 µs  p99 µs  cpu µs | ratio  p99 ratio");
-    for pushers in [1, 8, 64] {
+    for &pushers in &options.pushers {
         let (mut floors, mut journals) = (Vec::new(), Vec::new());
         for _ in 0..options.rounds {
             floors.push(floor(options, pushers));

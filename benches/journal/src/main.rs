@@ -1,6 +1,6 @@
 //! The journal's figures, as ratios to a floor that is measured in the same run, round by round in turn.
 //!
-//! `cargo run --release -p bench-journal -- [appends] [replay] [open] [state] [retention] [--records N] [--seconds S] [--rounds R] [--dir DIR]`
+//! `cargo run --release -p bench-journal -- [appends] [replay] [open] [state] [retention] [--pushers N] [--records N] [--seconds S] [--rounds R] [--dir DIR]`
 //!
 //! The floor is what any design must do: a plain file that grows, the same records framed by a length, the same queue and
 //! grouping, one write and one fdatasync for each group. Run it on the disk that matters (`--dir`), not on tmpfs.
@@ -24,6 +24,8 @@ pub(crate) struct Options {
     /// How long one round of appends takes.
     pub(crate) round: Duration,
     pub(crate) rounds: usize,
+    /// How many push at once, in `appends`, one number after the other.
+    pub(crate) pushers: Vec<u64>,
     /// Where the files go.
     pub(crate) dir: PathBuf,
 }
@@ -64,6 +66,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
         records: 1_000_000,
         round: Duration::from_secs(3),
         rounds: 3,
+        pushers: vec![1, 8, 64],
         dir: std::env::temp_dir(),
     };
     let mut arguments = arguments.peekable();
@@ -71,6 +74,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
         let mut value = || arguments.next().ok_or(format!("{argument} needs a value"));
         match argument.as_str() {
             "appends" | "open" | "replay" | "retention" | "state" => options.parts.push(argument),
+            "--pushers" => options.pushers = vec![number(&value()?)?],
             "--records" => options.records = number(&value()?)?,
             "--seconds" => options.round = Duration::from_secs(number(&value()?)?),
             "--rounds" => options.rounds = usize::try_from(number(&value()?)?).map_err(|error| error.to_string())?,

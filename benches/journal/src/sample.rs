@@ -25,5 +25,5 @@ pub(crate) fn transaction(source: &str, number: u64) -> Transaction {
         services: vec![Backing { service: "bookinfo/reviews".to_owned(), ports: vec![] }],
     };
     let origin = Origin { source: source.to_owned(), incarnation: 1, version: Some(number + 1) };
-    Transaction { origin, deltas: vec![Delta::Upsert(Resource::Workload(workload))] }
+    Transaction::push(origin, vec![Delta::Upsert(Resource::Workload(workload))])
 }

@@ -6,15 +6,18 @@
 //! What it relies on, and the applier guarantees ([`storage_schema::map::cell`]): the version that is visible at a
 //! reader's epoch, and the run it points at, do not change while a program that loaded that epoch runs.
 //!
+//! Which backends may be chosen, and with which odds, is in the service's run: the applier has worked it out from health,
+//! locality and weights, so that a decision is a few array reads whatever the policy.
+//!
 //! Architecture invariant: no randomness, no clock and no table access but through [`Tables`] and the arguments: the
-//! same tables, epoch, destination and entropy give the same verdict, wherever it runs.
+//! same tables, epoch, destination and word give the same verdict, wherever it runs.
 
 #![no_std]
 // Table entries are shared with a writer; reading them takes raw pointers. See `read_epoch` and `visible`.
 #![allow(unsafe_code)]
 
 use storage_schema::map::cell::{self, Payload};
-use storage_schema::map::{Backend, Cell, Frontend, FrontendKey, Node, Service};
+use storage_schema::map::{Backend, Cell, Frontend, FrontendKey, Node, Service, Stamp};
 
 /// The tables as a reader sees them. Pointers are to entries of live tables; `None` means out of range.
 pub trait Tables {
@@ -32,21 +35,47 @@ pub trait Tables {
     fn node(&self) -> Option<*const Cell<Node>>;
 }
 
+/// Where the words come from that choose a backend. Each is asked for only if it is needed.
+pub trait Words {
+    /// A random word.
+    fn random(&self) -> u32;
+    /// A word that is the same for all connections of a client: see [`client_word`].
+    fn client(&self) -> u32;
+}
+
+/// The word of a decision that is made again, whatever kind it was.
+#[derive(Clone, Copy, Debug)]
+pub struct Again(pub u32);
+
+impl Words for Again {
+    fn random(&self) -> u32 {
+        self.0
+    }
+
+    fn client(&self) -> u32 {
+        self.0
+    }
+}
+
 /// Where a connection goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Where the client dialled: the destination is not a frontend, or the node lets it pass.
+    /// Where the client dialled: the destination is not a frontend, or connections without a backend are let pass.
     Pass,
     /// To this backend of this service.
     Forward {
         /// The service's `ResourceId`.
         service: u64,
-        /// The workload's `ResourceId`.
+        /// The workload's `ResourceId`, or, with [`Stamp::WAYPOINT`], the service's.
         backend: u64,
         /// The address, as in [`FrontendKey::address`].
         address: [u32; 4],
         /// The port in network order.
         port_be: u16,
+        /// The word that chose it.
+        entropy: u32,
+        /// `Stamp::…` flags.
+        flags: u16,
     },
     /// Nowhere: the service has no usable backend.
     Refuse {
@@ -55,23 +84,55 @@ pub enum Verdict {
     },
 }
 
-/// Decides one connection.
-///
-/// `epoch` is `control.active_epoch`, loaded once by the caller. `entropy` is a random word; the caller keeps it with
-/// the connection, so that the decision can be made again.
+/// Makes a decision again: `epoch` and `entropy` are those of its stamp.
 #[inline(always)]
 pub fn decide<T: Tables>(tables: &T, epoch: u64, destination: &FrontendKey, entropy: u32) -> Verdict {
+    decide_with(tables, epoch, destination, &Again(entropy))
+}
+
+/// Decides one connection.
+///
+/// `epoch` is `control.active_epoch`, loaded once by the caller. The caller keeps the word that chose the backend with the
+/// connection, so that the decision can be made again.
+#[inline(always)]
+pub fn decide_with<T: Tables, W: Words>(tables: &T, epoch: u64, destination: &FrontendKey, words: &W) -> Verdict {
     let Some(frontend) = find_frontend(tables, epoch, destination) else { return Verdict::Pass };
     let Some(service) = visible(tables.service(frontend.index), epoch) else { return Verdict::Pass };
     if service.run_length == 0 {
         return without_endpoints(tables, epoch, service);
     }
-    let slot = service.run_offset.wrapping_add(scale(entropy, service.run_length));
-    let Some(endpoint) = tables.endpoint(slot) else { return Verdict::Pass };
-    // SAFETY: the pointer is to a slot of a live table. The run is immutable while this reader can reach it.
-    let backend_cell = unsafe { endpoint.read() };
+    let entropy = if service.policy == Service::MAGLEV { words.client() } else { words.random() };
+    let Some(backend_cell) = choose(tables, service, entropy) else { return Verdict::Pass };
     let Some(backend) = visible(tables.backend(backend_cell), epoch) else { return Verdict::Pass };
-    Verdict::Forward { service: service.id, backend: backend.id, address: backend.address, port_be: backend.port_be }
+    let waypoint = if service.flags & Service::WAYPOINT == 0 { 0 } else { Stamp::WAYPOINT };
+    let accelerate = if service.flags & Service::ACCELERATE == 0 { 0 } else { Stamp::ACCELERATE };
+    Verdict::Forward {
+        service: service.id,
+        backend: backend.id,
+        address: backend.address,
+        port_be: if backend.port_be == 0 { destination.port_be } else { backend.port_be },
+        entropy,
+        flags: waypoint | accelerate,
+    }
+}
+
+/// The `backends` cell that a word falls on.
+#[inline(always)]
+fn choose<T: Tables>(tables: &T, service: &Service, word: u32) -> Option<u32> {
+    if service.policy != Service::WEIGHTED {
+        return slot(tables, service.run_offset.wrapping_add(scale(word, service.run_length)));
+    }
+    let entries = service.run_length / 3;
+    let entry = service.run_offset.wrapping_add(scale(word, entries));
+    let threshold = slot(tables, entry)?;
+    let taken = if fraction(word, entries) < threshold { entries } else { entries.wrapping_mul(2) };
+    slot(tables, entry.wrapping_add(taken))
+}
+
+#[inline(always)]
+fn slot<T: Tables>(tables: &T, slot: u32) -> Option<u32> {
+    // SAFETY: the pointer is to a slot of a live table. The run is immutable while this reader can reach it.
+    tables.endpoint(slot).map(|word| unsafe { word.read() })
 }
 
 /// A number below `bound`, evenly from a random word: the high half of the product (Lemire, "Fast Random Integer
@@ -82,12 +143,46 @@ pub const fn scale(entropy: u32, bound: u32) -> u32 {
     ((entropy as u64 * bound as u64) >> 32) as u32
 }
 
+/// What [`scale`] leaves of the word, in 2^-32: evenly spread within each number, in steps of `bound`.
+#[inline(always)]
+#[must_use]
+pub const fn fraction(entropy: u32, bound: u32) -> u32 {
+    entropy.wrapping_mul(bound)
+}
+
+/// The word of a client: the network namespace that it dials from (its cookie), and, if its socket is bound, the address that
+/// it is bound to. Zeros: it is not bound. Mixed by `splitmix64`'s finalizer (Steele, Lea, Flood, 2014).
+#[inline(always)]
+#[must_use]
+pub const fn client_word(namespace: u64, bound: &[u32; 4]) -> u32 {
+    let high = (bound[0] as u64) << 32 | bound[1] as u64;
+    let low = (bound[2] as u64) << 32 | bound[3] as u64;
+    (mix(mix(mix(namespace) ^ high) ^ low) >> 32) as u32
+}
+
+#[inline(always)]
+const fn mix(word: u64) -> u64 {
+    let word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
+}
+
+/// The frontend of a destination, or else that of its address on every port.
 #[inline(always)]
 fn find_frontend<'t, T: Tables>(tables: &'t T, epoch: u64, destination: &FrontendKey) -> Option<&'t Frontend> {
-    let cell = tables.frontend_index(destination)?;
+    match find_key(tables, epoch, destination) {
+        None => find_key(tables, epoch, &destination.any_port()),
+        found => found,
+    }
+}
+
+#[inline(always)]
+fn find_key<'t, T: Tables>(tables: &'t T, epoch: u64, key: &FrontendKey) -> Option<&'t Frontend> {
+    let cell = tables.frontend_index(key)?;
     let frontend = visible(tables.frontend(cell), epoch)?;
     // The index is a hint: its entry may belong to a cell that has since been recycled for another destination.
-    (frontend.kind == Frontend::SERVICE && same_destination(&frontend.key, destination)).then_some(frontend)
+    (frontend.kind == Frontend::SERVICE && same_destination(&frontend.key, key)).then_some(frontend)
 }
 
 #[inline(always)]
@@ -102,6 +197,12 @@ fn same_destination(one: &FrontendKey, other: &FrontendKey) -> bool {
 
 #[inline(always)]
 fn without_endpoints<T: Tables>(tables: &T, epoch: u64, service: &Service) -> Verdict {
+    if service.flags & Service::NO_ENDPOINTS_PASS != 0 {
+        return Verdict::Pass;
+    }
+    if service.flags & Service::NO_ENDPOINTS_REFUSE != 0 {
+        return Verdict::Refuse { service: service.id };
+    }
     match visible(tables.node(), epoch) {
         Some(node) if node.flags & Node::NO_ENDPOINTS_PASS != 0 => Verdict::Pass,
         _ => Verdict::Refuse { service: service.id },

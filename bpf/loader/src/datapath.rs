@@ -165,14 +165,7 @@ impl Datapath {
 
     /// The stamp of a socket; `None` if it was not balanced.
     pub fn stamp(&self, socket: &impl AsRawFd) -> Result<Option<Stamp>, LoadError> {
-        let failed = || LoadError::map(map::name::STAMPS);
-        let data = MapData::from_pin(self.stamps_path()).map_err(failed())?;
-        let stamps: SkStorage<_, StampEntry> = SkStorage::try_from(Map::SkStorage(data)).map_err(failed())?;
-        match stamps.get(socket, 0) {
-            Ok(StampEntry(stamp)) => Ok(Some(stamp).filter(|stamp| stamp.outcome != Stamp::NONE)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(failed()(error)),
-        }
+        read_stamp(&self.stamps_path(), socket)
     }
 
     /// Links `hook` to the generation's program: what had to be done, if anything.
@@ -233,7 +226,24 @@ impl Datapath {
     }
 
     fn stamps_path(&self) -> PathBuf {
-        self.pin_root.join("flow").join(format!("stamps-{FLOW_FINGERPRINT:016x}"))
+        stamps_path(&self.pin_root)
+    }
+}
+
+/// Where the sockets' stamps are pinned.
+pub(crate) fn stamps_path(pin_root: &Path) -> PathBuf {
+    pin_root.join("flow").join(format!("stamps-{FLOW_FINGERPRINT:016x}"))
+}
+
+/// A socket's stamp in the storage that is pinned there.
+pub(crate) fn read_stamp(stamps: &Path, socket: &impl AsRawFd) -> Result<Option<Stamp>, LoadError> {
+    let failed = || LoadError::map(map::name::STAMPS);
+    let data = MapData::from_pin(stamps).map_err(failed())?;
+    let stamps: SkStorage<_, StampEntry> = SkStorage::try_from(Map::SkStorage(data)).map_err(failed())?;
+    match stamps.get(socket, 0) {
+        Ok(StampEntry(stamp)) => Ok(Some(stamp).filter(|stamp| stamp.outcome != Stamp::NONE)),
+        Err(MapError::KeyNotFound) => Ok(None),
+        Err(error) => Err(failed()(error)),
     }
 }
 

@@ -17,6 +17,8 @@
 //! new one is built beside it and each link's program is exchanged in one step (`BPF_LINK_UPDATE`): every `connect()`
 //! runs either the old program or the new one, on maps that show the same epoch.
 //!
+//! [`Sockets`] finds balanced connections by their stamps, and closes or moves those that it is told to.
+//!
 //! Architecture invariants: nothing here writes a table's contents; a link that is in place is never detached in order
 //! to be attached again.
 
@@ -29,6 +31,7 @@ mod error;
 mod generation;
 mod grace;
 mod hook;
+mod sockets;
 mod sys;
 
 pub use datapath::{Change, Datapath, Options, generations, uninstall};
@@ -36,6 +39,7 @@ pub use error::LoadError;
 pub use generation::Generation;
 pub use grace::Grace;
 pub use hook::{HOOKS, Hook};
+pub use sockets::{Closer, Reselected, SocketError, Sockets};
 
 /// The BPF programs, built from `bpf/programs` by this crate's build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("HOLDFAST_BPF_OBJECT"));

@@ -1,12 +1,13 @@
-//! bpf(2), for the few commands that aya 0.14 does not offer. The only file of this crate that is unsafe.
+//! bpf(2), for the few commands that aya 0.14 does not offer, and one ioctl. The only file of this crate that is unsafe.
 
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_link_info, bpf_map_type};
+use aya_obj::generated::{bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_map_type};
 
 /// Opens what is pinned at `path`.
 pub(crate) fn obj_get(path: &Path) -> io::Result<OwnedFd> {
@@ -89,6 +90,37 @@ pub(crate) fn update_array_of_maps(outer: BorrowedFd<'_>, inner: BorrowedFd<'_>)
     attr.__bindgen_anon_2.key = (&raw const key) as u64;
     attr.__bindgen_anon_2.__bindgen_anon_1.value = (&raw const value) as u64;
     call(bpf_cmd::BPF_MAP_UPDATE_ELEM, &mut attr).map(drop)
+}
+
+/// The output of an iterator program, over a map's elements if one is given. The link that is made for it goes with the file.
+pub(crate) fn iterate(program: BorrowedFd<'_>, map: Option<BorrowedFd<'_>>) -> io::Result<File> {
+    // `union bpf_iter_link_info`, of which only the map's descriptor is given.
+    let target = [map.map_or(0, |map| fd_number(map.as_raw_fd())), 0, 0, 0];
+    let mut attr = empty();
+    attr.link_create.__bindgen_anon_1.prog_fd = fd_number(program.as_raw_fd());
+    attr.link_create.attach_type = bpf_attach_type::BPF_TRACE_ITER as u32;
+    if map.is_some() {
+        // SAFETY: the fields belong to the union member that BPF_LINK_CREATE reads for iterators.
+        let info = unsafe { &mut attr.link_create.__bindgen_anon_3.__bindgen_anon_1 };
+        info.iter_info = target.as_ptr() as u64;
+        info.iter_info_len = u32::try_from(size_of_val(&target)).expect("the array is small");
+    }
+    let link = descriptor(bpf_cmd::BPF_LINK_CREATE, &mut attr)?;
+    let mut attr = empty();
+    attr.iter_create.link_fd = fd_number(link.as_raw_fd());
+    descriptor(bpf_cmd::BPF_ITER_CREATE, &mut attr).map(File::from)
+}
+
+/// The network namespace of a socket (`SIOCGSKNS`, linux/sockios.h).
+pub(crate) fn socket_namespace(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const SIOCGSKNS: libc::c_ulong = 0x894C;
+    // SAFETY: the request takes no argument and returns a new descriptor.
+    let fd = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS as _, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 fn empty() -> bpf_attr {

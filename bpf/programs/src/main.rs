@@ -5,6 +5,7 @@
 //!
 //! * `maps.rs`: the maps, and the reader's view of them.
 //! * `connect.rs`: the cgroup connect hooks.
+//! * `sockets.rs`: iterators that find balanced sockets and who holds them.
 
 #![no_std]
 #![no_main]
@@ -16,6 +17,7 @@ compile_error!(
 
 mod connect;
 mod maps;
+mod sockets;
 
 /// The kernel offers some helpers to GPL-compatible programs only.
 #[unsafe(link_section = "license")]

@@ -51,7 +51,7 @@ fuzz_target!(|input: Input| {
             let origin = storage_schema::record::Origin { source: "cp".to_owned(), incarnation: 1, version: Some(2) };
             let _ = journal.origin(&origin);
             let submit = journal.blocking_reserve().expect("a place");
-            let _ = submit.submit(storage_schema::record::Transaction { origin, deltas: vec![] });
+            let _ = submit.submit(storage_schema::record::Transaction::push(origin, vec![]));
         }
     }
 });

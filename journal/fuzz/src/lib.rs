@@ -95,14 +95,10 @@ pub fn record(lsn: Lsn, previous_hash: RecordHash) -> Vec<u8> {
     };
     encode_record(&Record {
         lsn,
-        transaction: Transaction {
-            origin: Origin {
-                source: "cp".to_owned(),
-                incarnation: 1,
-                version: lsn.0.is_multiple_of(2).then_some(lsn.0),
-            },
+        transaction: Transaction::push(
+            Origin { source: "cp".to_owned(), incarnation: 1, version: lsn.0.is_multiple_of(2).then_some(lsn.0) },
             deltas,
-        },
+        ),
         wall_ns: 1_700_000_000_000_000_000_u64.wrapping_add(lsn.0),
         monotonic_ns: lsn.0,
         boot_id: BootId([5; 16]),

@@ -1,9 +1,15 @@
 //! Records as JSON Lines, out and in: one record a line, made for tools and for eyes, and complete.
 //!
 //! ```json
-//! {"schema":2,"lsn":7,"hash":"…","previousHash":"…","wallNs":1700000000000000000,"monotonicNs":12,"bootId":"…",
+//! {"schema":3,"lsn":7,"hash":"…","previousHash":"…","wallNs":1700000000000000000,"monotonicNs":12,"bootId":"…",
 //!  "receivedWallNs":1699999999999990000,"client":"uid=0 gid=0 pid=4711","source":"istiod","incarnation":1,"version":42,
 //!  "deltas":[{"upsert":{"kind":"Service","name":"shop/cart"}},{"remove":{"kind":"Workload","name":"c//Pod/x"}}]}
+//! ```
+//!
+//! `cause` is there if it is not `push`, `takeOver` if it is true, and `event` where a record tells of one:
+//!
+//! ```json
+//! "cause":"agent","deltas":[],"event":{"drained":{"service":"shop/cart","workload":"c//Pod/x","mode":"terminate",…}}
 //! ```
 //!
 //! Hashes and ids are lower-case hexadecimal. Resources are written as manifests are (`holdfast apply`). A line that is read
@@ -15,7 +21,7 @@ use std::io::{self, BufRead, Write};
 use serde::{Deserialize, Serialize};
 use storage_schema::codec::{encode_record_in, version_of};
 use storage_schema::id::{BootId, Lsn, RecordHash};
-use storage_schema::record::{Delta, Origin, Record, Transaction};
+use storage_schema::record::{Cause, Delta, Event, Origin, Record, Transaction};
 use storage_schema::resource::{Resource, ResourceKey};
 
 use super::ExportError;
@@ -42,7 +48,23 @@ struct Line {
     incarnation: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     version: Option<u64>,
+    #[serde(default, skip_serializing_if = "is_push")]
+    cause: Cause,
+    #[serde(default, skip_serializing_if = "is_false")]
+    take_over: bool,
     deltas: Vec<LineDelta>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    event: Option<Event>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+const fn is_push(cause: &Cause) -> bool {
+    matches!(cause, Cause::Push)
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+const fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 /// Lines of version 1 were written before there was another one: they do not say so.
@@ -79,7 +101,7 @@ pub fn write_line(encoded: &EncodedRecord, out: &mut dyn Write) -> Result<(), Ex
     let undecodable = |source| ReadError::Undecodable { lsn: encoded.lsn, source };
     let record = encoded.decode().map_err(undecodable)?;
     let Record { lsn, transaction, wall_ns, monotonic_ns, boot_id, previous_hash, received_wall_ns, client } = record;
-    let Transaction { origin, deltas } = transaction;
+    let Transaction { origin, deltas, cause, take_over, event } = transaction;
     let delta = |delta| match delta {
         Delta::Upsert(resource) => LineDelta::Upsert(Box::new(resource)),
         Delta::Remove(key) => LineDelta::Remove(key),
@@ -97,7 +119,10 @@ pub fn write_line(encoded: &EncodedRecord, out: &mut dyn Write) -> Result<(), Ex
         source: origin.source,
         incarnation: origin.incarnation,
         version: origin.version,
+        cause,
+        take_over,
         deltas: deltas.into_iter().map(delta).collect(),
+        event,
     };
     serde_json::to_writer(&mut *out, &line).map_err(io::Error::from)?;
     out.write_all(b"\n")?;
@@ -144,9 +169,10 @@ impl Line {
             LineDelta::Remove(key) => Delta::Remove(key),
         });
         let origin = Origin { source: self.source, incarnation: self.incarnation, version: self.version };
+        let Self { cause, take_over, event, .. } = self;
         Ok(Record {
             lsn: Lsn(self.lsn),
-            transaction: Transaction { origin, deltas: deltas.collect() },
+            transaction: Transaction { origin, deltas: deltas.collect(), cause, take_over, event },
             wall_ns: self.wall_ns,
             monotonic_ns: self.monotonic_ns,
             boot_id: BootId(hexadecimal(&self.boot_id).ok_or("bootId")?),

@@ -16,6 +16,9 @@
 //! | `client` | word | yes | who pushed it, as the transport knows it; null if it was not noted |
 //! | `incarnation` | number | no | which life of the source |
 //! | `version` | number | yes | the source's own version of it; null if the source gave none |
+//! | `cause` | word | no | why it was written: `push`, `sync`, `expiry` or `agent` |
+//! | `take_over` | word | yes | `yes` if the pusher took resources of another source over by force, otherwise null |
+//! | `event` | text | yes | what happened, as JSON, in a record that tells of an event; such a record has no deltas |
 //! | `delta` | number | yes | which of the record's deltas this row is, from 0 |
 //! | `action` | word | yes | `upsert` or `remove` |
 //! | `kind` | word | yes | the resource's kind: `Service`, `Workload` or `Node` |
@@ -64,7 +67,7 @@ use parquet::errors::ParquetError;
 use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use storage_schema::id::{Lsn, StoreId};
-use storage_schema::record::{Delta, Record};
+use storage_schema::record::{Delta, Event, Record};
 
 use super::ExportError;
 use crate::error::ReadError;
@@ -97,7 +100,7 @@ enum Cell {
 }
 
 /// The columns in their order: the one definition of the table.
-pub const PARQUET_COLUMNS: [ParquetColumn; 16] = [
+pub const PARQUET_COLUMNS: [ParquetColumn; 19] = [
     always("lsn", "the record's number", Cell::Number(|row| Some(row.record.lsn.0))),
     always(
         "hash",
@@ -144,6 +147,21 @@ pub const PARQUET_COLUMNS: [ParquetColumn; 16] = [
         "version",
         "the source's own version of it; null if the source gave none",
         Cell::Number(|row| row.record.transaction.origin.version),
+    ),
+    always(
+        "cause",
+        "why it was written: `push`, `sync`, `expiry` or `agent`",
+        Cell::Word(|row| Some(row.record.transaction.cause.as_str().into())),
+    ),
+    maybe(
+        "take_over",
+        "`yes` if the pusher took resources of another source over by force, otherwise null",
+        Cell::Word(|row| row.record.transaction.take_over.then(|| "yes".into())),
+    ),
+    maybe(
+        "event",
+        "what happened, as JSON, in a record that tells of an event; such a record has no deltas",
+        Cell::Text(|row| row.record.transaction.event.as_ref().map(event).map(Cow::Owned)),
     ),
     maybe("delta", "which of the record's deltas this row is, from 0", Cell::Number(|row| Some(row.delta?.0))),
     maybe("action", "`upsert` or `remove`", Cell::Word(|row| Some(action(row.delta?.1).into()))),
@@ -238,6 +256,10 @@ fn resource(delta: &Delta) -> Option<String> {
         Delta::Upsert(resource) => Some(serde_json::to_string(resource).expect("a resource is fields and lists")),
         Delta::Remove(_) => None,
     }
+}
+
+fn event(event: &Event) -> String {
+    serde_json::to_string(event).expect("an event is fields")
 }
 
 /// A Parquet file that is being written, and the row group that is being gathered for it.

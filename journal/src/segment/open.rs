@@ -80,7 +80,10 @@ pub fn open_log(config: &LogConfig) -> Result<OpenLog, OpenError> {
     let segment = segments.last().expect("there is a last segment");
     let path = &segment.path;
     let file: Arc<dyn DiskFile> = disk.open(path).map_err(io_at("open", path))?.into();
-    let tail = find_tail(&file, segment, &header).map_err(|error| error.at(path))?;
+    let mut tail = find_tail(&file, segment, &header).map_err(|error| error.at(path))?;
+    if let Some(damage) = tail.damage.take() {
+        return Err(TailError::Damage(damage).at(path));
+    }
     let cut_bytes = settle(&*file, &tail).map_err(io_at("recover", path))?;
     segment.set_end(tail.end);
     let segment_bytes = file.len().map_err(io_at("measure", path))?;
@@ -92,15 +95,28 @@ pub fn open_log(config: &LogConfig) -> Result<OpenLog, OpenError> {
 }
 
 /// Opens the log for reading alone: it changes nothing on the disk. The records of the last group count as durable, though the
-/// process that wrote them may have ended before its sync. `None` if there is no log.
-pub fn read_log(disk: &dyn Disk, dir: &Path, store_id: StoreId) -> Result<Option<(Arc<Catalogue>, Head)>, OpenError> {
+/// process that wrote them may have ended before its sync. Damage in the last segment is told, and is the end of what is read.
+/// `None` if there is no log.
+pub fn read_log(disk: &dyn Disk, dir: &Path, store_id: StoreId) -> Result<Option<ReadLog>, OpenError> {
     let Some(Found { segments, header, .. }) = find_segments(disk, dir, store_id)? else { return Ok(None) };
     let segment = segments.last().expect("there is a last segment");
     let path = &segment.path;
     let file: Arc<dyn DiskFile> = disk.open_read(path).map_err(io_at("open", path))?.into();
     let tail = find_tail(&file, segment, &header).map_err(|error| error.at(path))?;
     segment.set_end(tail.end);
-    Ok(Some((Arc::new(Catalogue::new(segments)), tail.head)))
+    let damage = tail.damage.map(|damage| OpenError::Damaged { path: path.clone(), damage });
+    Ok(Some(ReadLog { catalogue: Arc::new(Catalogue::new(segments)), head: tail.head, damage }))
+}
+
+/// A log that is only read.
+#[derive(Debug)]
+pub struct ReadLog {
+    /// Its segments.
+    pub catalogue: Arc<Catalogue>,
+    /// Its last record, or the last one before the damage.
+    pub head: Head,
+    /// What is wrong behind it.
+    pub damage: Option<OpenError>,
 }
 
 /// The segments of a log, their headers checked against each other.
@@ -226,6 +242,8 @@ struct Tail {
     /// Frames of the last group: written, but perhaps not yet synced when the last writer ended.
     unsettled: Vec<Frame>,
     finding: Finding,
+    /// Damage at the end, which is none for who only reads what is before it.
+    damage: Option<Damage>,
     file_bytes: u64,
 }
 
@@ -280,14 +298,12 @@ fn find_tail(file: &Arc<dyn DiskFile>, segment: &Segment, header: &SegmentHeader
     };
     let end = scanner.offset();
     let finding = classify(&scanner.evidence(expected, stop)?);
-    if finding.verdict() == Verdict::Refuse {
-        return Err(TailError::Damage(match stop {
-            Stop::Unexpected(found) if finding == Finding::Gap => Damage::Gap { expected, found },
-            _ => Damage::Record { finding, lsn: expected },
-        }));
-    }
+    let damage = (finding.verdict() == Verdict::Refuse).then(|| match stop {
+        Stop::Unexpected(found) if finding == Finding::Gap => Damage::Gap { expected, found },
+        _ => Damage::Record { finding, lsn: expected },
+    });
     let head = check_chain(&unsettled, header)?;
-    Ok(Tail { head, end, unsettled, finding, file_bytes })
+    Ok(Tail { head, end, unsettled, finding, damage, file_bytes })
 }
 
 /// Checks that the frames continue each other, and the first one the segment before if it is the segment's first.

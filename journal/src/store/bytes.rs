@@ -3,6 +3,7 @@
 use storage_schema::id::{Lsn, RecordHash};
 
 use crate::append::Receipt;
+use crate::durable::Head;
 use crate::sources::SourceState;
 
 /// Longest piece of an encoded resource in one value.
@@ -44,6 +45,14 @@ pub(super) fn split_value(value: &[u8]) -> Option<(Lsn, usize, &[u8])> {
     let lsn = Lsn(fields.u64()?);
     let total = u32::from_le_bytes(fields.take()?) as usize;
     Some((lsn, total, fields.0))
+}
+
+pub(super) fn write_value(lsn: Lsn, total: usize, first: &[u8]) -> Vec<u8> {
+    let mut value = Vec::with_capacity(12 + first.len());
+    value.extend_from_slice(&lsn.0.to_le_bytes());
+    value.extend_from_slice(&u32::try_from(total).expect("a record is below 4 GiB").to_le_bytes());
+    value.extend_from_slice(first);
+    value
 }
 
 pub(super) fn encode_source(state: &SourceState, kept: u64) -> Vec<u8> {
@@ -102,5 +111,9 @@ impl Fields<'_> {
 
     pub(super) fn u64(&mut self) -> Option<u64> {
         self.take().map(u64::from_le_bytes)
+    }
+
+    pub(super) fn head(&mut self) -> Option<Head> {
+        Some(Head { lsn: Lsn(self.u64()?), hash: RecordHash(self.take()?) })
     }
 }

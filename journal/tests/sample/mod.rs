@@ -3,11 +3,11 @@
 #![allow(dead_code, reason = "each test crate uses its own part")]
 
 use storage_schema::record::{Delta, Origin, Transaction};
-use storage_schema::resource::{Protocol, Resource, Service, ServicePort};
+use storage_schema::resource::{Resource, Service, ServicePort};
 
 /// A service with a name and a port.
 pub(crate) fn service(name: &str) -> Service {
-    let port = ServicePort { name: String::new(), port: 80, target_port: 8080, protocol: Protocol::Tcp };
+    let port = ServicePort { port: 80, target_port: 8080, ..ServicePort::default() };
     Service {
         name: name.to_owned(),
         vips: vec!["10.96.0.1".parse().expect("an address")],
@@ -28,5 +28,5 @@ pub(crate) fn origin(source: &str, incarnation: u64, version: u64) -> Origin {
 
 /// A transaction of a source's first incarnation.
 pub(crate) fn transaction(source: &str, version: Option<u64>, deltas: Vec<Delta>) -> Transaction {
-    Transaction { origin: Origin { source: source.to_owned(), incarnation: 1, version }, deltas }
+    Transaction::push(Origin { source: source.to_owned(), incarnation: 1, version }, deltas)
 }

@@ -62,6 +62,13 @@ pub const fn address_from_words(words: [u32; 4]) -> core::net::IpAddr {
 }
 
 impl FrontendKey {
+    /// The same address and protocol, on every port: what leads to a service with any port.
+    #[inline(always)]
+    #[must_use]
+    pub const fn any_port(&self) -> Self {
+        Self { port_be: 0, ..*self }
+    }
+
     /// The key of a destination.
     #[must_use]
     pub const fn new(address: core::net::IpAddr, port: u16, protocol: u8) -> Self {

@@ -22,6 +22,7 @@
 
 pub mod cell;
 pub mod control;
+pub mod dump;
 pub mod fingerprint;
 pub mod key;
 pub mod payload;
@@ -29,6 +30,7 @@ pub mod stamp;
 
 pub use cell::{Cell, NEVER, Version};
 pub use control::{Control, Head};
+pub use dump::{KernelLayout, SocketHolder, StampedSocket};
 pub use key::FrontendKey;
 pub use payload::{Backend, Frontend, Node, Service};
 pub use stamp::Stamp;

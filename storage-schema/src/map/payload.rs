@@ -48,7 +48,7 @@ abi_struct! {
         pub run_offset: u32,
         /// Slots of its run; 0: no usable backend.
         pub run_length: u32,
-        /// The port that clients dial.
+        /// The port that clients dial; 0: every port that has no entry of its own.
         pub port: u16,
         /// [`FAMILY_V4`] or [`FAMILY_V6`].
         pub family: u8,
@@ -56,16 +56,32 @@ abi_struct! {
         pub protocol: u8,
         /// [`Service::ABSENT`] or how a backend is chosen.
         pub policy: u8,
+        /// A set of `Service::…` flags.
+        pub flags: u8,
         /// Zeros.
-        pub reserved: [u8; 3],
+        pub reserved: [u8; 2],
     }
 }
 
 impl Service {
     /// Nothing is there.
     pub const ABSENT: u8 = 0;
-    /// A backend drawn at random, all alike.
+    /// A backend drawn at random, all alike. The run has a slot for each.
     pub const RANDOM: u8 = 1;
+    /// A backend drawn at random in proportion to its weight. The run is an alias table: for n backends, n thresholds (of the
+    /// fraction below which entry i is taken itself, in 2^-32), the n backends, and the n backends that are taken otherwise.
+    pub const WEIGHTED: u8 = 2;
+    /// The backend that a client's hash falls on. The run is a Maglev table.
+    pub const MAGLEV: u8 = 3;
+
+    /// Without a usable backend connections pass unchanged, whatever the node says.
+    pub const NO_ENDPOINTS_PASS: u8 = 1;
+    /// Without a usable backend connections are refused, whatever the node says.
+    pub const NO_ENDPOINTS_REFUSE: u8 = 1 << 1;
+    /// The run's one backend is a waypoint.
+    pub const WAYPOINT: u8 = 1 << 2;
+    /// Bytes may take the short way from socket to socket.
+    pub const ACCELERATE: u8 = 1 << 3;
 }
 
 impl Payload for Service {
@@ -75,13 +91,13 @@ impl Payload for Service {
 }
 
 abi_struct! {
-    /// One socket address of a workload.
+    /// One socket address of a workload, or of a service's waypoint.
     pub struct Backend[32] {
-        /// The workload's [`ResourceId`](crate::id::ResourceId).
+        /// The [`ResourceId`](crate::id::ResourceId) of the workload, or of the service whose waypoint it is.
         pub id: u64,
         /// The address, as in [`FrontendKey::address`].
         pub address: [u32; 4],
-        /// The port in network order.
+        /// The port in network order; 0: the one that the client dialled.
         pub port_be: u16,
         /// [`FAMILY_V4`] or [`FAMILY_V6`]; 0: nothing is there.
         pub family: u8,

@@ -10,13 +10,13 @@ abi_struct! {
         pub epoch: u64,
         /// The service's [`ResourceId`](crate::id::ResourceId).
         pub service: u64,
-        /// The workload's [`ResourceId`](crate::id::ResourceId).
+        /// The [`ResourceId`](crate::id::ResourceId) of the workload, or of the service whose waypoint it went to.
         pub backend: u64,
         /// `CLOCK_MONOTONIC` at the decision, nanoseconds.
         pub monotonic_ns: u64,
         /// The destination that the client dialled, as in [`FrontendKey::address`](super::FrontendKey::address).
         pub original_address: [u32; 4],
-        /// The random word that chose the backend.
+        /// The word that chose the backend: a random one, or with Maglev the client's hash.
         pub entropy: u32,
         /// The port that the client dialled, in network order.
         pub original_port_be: u16,
@@ -24,8 +24,10 @@ abi_struct! {
         pub protocol: u8,
         /// [`Stamp::NONE`], [`Stamp::FORWARDED`] or [`Stamp::REFUSED`].
         pub outcome: u8,
-        /// Zero.
-        pub reserved: u64,
+        /// A set of `Stamp::…` flags.
+        pub flags: u16,
+        /// Zeros.
+        pub reserved: [u8; 6],
     }
 }
 
@@ -36,4 +38,9 @@ impl Stamp {
     pub const FORWARDED: u8 = 1;
     /// The service had no usable backend and the connection was refused.
     pub const REFUSED: u8 = 2;
+
+    /// The connection went to the service's waypoint, which wants to know where the client dialled.
+    pub const WAYPOINT: u16 = 1;
+    /// The service lets bytes take the short way from socket to socket.
+    pub const ACCELERATE: u16 = 1 << 1;
 }

@@ -1,4 +1,4 @@
-//! Schema version 1, frozen: version 2 has a record of its own, and everything else from here.
+//! Schema version 1, frozen: version 2 has a record of its own, version 3 services and the node; the rest is from here.
 //!
 //! What this module describes is on people's disks. A change to it is a new version: see [`crate::codec`]. The golden files
 //! under `golden/v1/` fail the tests when an encoded byte moves.

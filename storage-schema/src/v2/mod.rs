@@ -1,4 +1,4 @@
-//! Schema version 2: a record says who pushed it, and since when it was on its way. Resources are version 1's.
+//! Schema version 2, frozen: a record says who pushed it, and since when it was on its way. Resources are version 1's.
 //!
 //! What this module describes is on people's disks. A change to it is a new version: see [`crate::codec`].
 

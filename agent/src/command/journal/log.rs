@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use api::journal::{Position, RecordsQuery};
 use journal::EncodedRecord;
-use storage_schema::record::{Delta, Record};
+use storage_schema::record::{Delta, Event, Record, Transaction};
 
 use super::source::{Place, query};
 use crate::cli::{LogArgs, Output, ShowArgs};
@@ -69,7 +69,9 @@ fn summary(record: &Record) -> String {
     let origin = &record.transaction.origin;
     let version = origin.version.map_or_else(|| "-".to_owned(), |version| version.to_string());
     let time = format_wall_ns(record.wall_ns);
-    row(&record.lsn.to_string(), &time, &origin.source, &version, &few(record.transaction.deltas.iter().map(change)))
+    let Transaction { deltas, event, .. } = &record.transaction;
+    let changes = event.as_ref().map_or_else(|| few(deltas.iter().map(change)), Event::to_string);
+    row(&record.lsn.to_string(), &time, &origin.source, &version, &changes)
 }
 
 /// `+Service shop/cart` or `-Workload x`.
@@ -95,9 +97,16 @@ fn whole(record: &EncodedRecord) -> Result<String, Failure> {
     line("boot", boot_id.to_string());
     line("source", format!("{}, incarnation {}", transaction.origin.source, transaction.origin.incarnation));
     line("version", transaction.origin.version.map_or_else(|| "-".to_owned(), |version| version.to_string()));
+    line("cause", transaction.cause.to_string());
+    if transaction.take_over {
+        line("take over", "yes: it took resources of another source over".to_owned());
+    }
     line("hash", hash.to_string());
     line("previous hash", previous_hash.to_string());
     line("bytes", record.encoded.len().to_string());
+    if let Some(event) = &transaction.event {
+        writeln!(text, "\n# {event}\n{}", output::yaml(event).trim_end()).expect("a string takes everything");
+    }
     for delta in &transaction.deltas {
         match delta {
             Delta::Upsert(resource) => {

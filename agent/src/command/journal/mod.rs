@@ -2,7 +2,7 @@
 
 mod keep;
 mod log;
-mod source;
+pub(super) mod source;
 mod transfer;
 mod verify;
 

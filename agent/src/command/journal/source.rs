@@ -16,9 +16,9 @@ use crate::exit::{Exit, Failure};
 use crate::journal_view;
 
 /// Where the journal is, as it was typed.
-pub(super) struct Place<'a> {
-    pub(super) common: &'a Common,
-    pub(super) state_dir: Option<&'a Path>,
+pub(in crate::command) struct Place<'a> {
+    pub(in crate::command) common: &'a Common,
+    pub(in crate::command) state_dir: Option<&'a Path>,
 }
 
 impl Place<'_> {
@@ -31,7 +31,7 @@ impl Place<'_> {
     }
 
     /// The running agent.
-    pub(super) async fn agent(&self) -> Result<Client, Failure> {
+    pub(in crate::command) async fn agent(&self) -> Result<Client, Failure> {
         connect(self.common).await.map_err(|mut failure| {
             if failure.exit == Exit::Unreachable {
                 failure.messages.push("of a stopped agent, name the directory: --state-dir DIR".to_owned());
