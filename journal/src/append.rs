@@ -256,6 +256,7 @@ impl Intake {
         boot_id: BootId,
         sources: Sources,
         stored: watch::Receiver<Stored>,
+        behind_bytes: u64,
         gate: Arc<Gate>,
     ) -> Self {
         let queue = Queue {
@@ -268,8 +269,7 @@ impl Intake {
             sources,
             end: None,
         };
-        // The store has everything when a life begins.
-        let appended_bytes = AtomicU64::new(stored.borrow().bytes);
+        let appended_bytes = AtomicU64::new(stored.borrow().bytes + behind_bytes);
         Self {
             limits: Limits {
                 segment_bytes: config.segment_bytes,

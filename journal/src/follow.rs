@@ -1,8 +1,9 @@
 //! Brings the store after the journal, on a thread of its own and without hurry.
 //!
-//! Records that are durable are folded in batches: when enough have gathered, when some time has passed, or at once when
-//! somebody waits to read what they have written. While nobody does, the work goes through the [gate](crate::gate). A store that fails while it runs is opened again, and rebuilt if it has to
-//! be; the journal goes on meanwhile.
+//! The first thing that it does is to fold what a store that was opened is behind: appends go on meanwhile, and only who reads
+//! the store waits. From then on, records that are durable are folded in batches: when enough have gathered, when some time has
+//! passed, or at once when somebody waits to read what they have written. While nobody does, the work goes through the
+//! [gate](crate::gate). A store that fails while it runs is opened again, and rebuilt if it has to be; the journal goes on.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -103,17 +104,24 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    /// Folds until the journal is closed, and then what is left.
-    pub(crate) fn run(self) {
+    /// Folds until the journal is closed, and then what is left. Calls `begun` when readers cannot see the store as it was opened.
+    pub(crate) fn run(self, begun: impl FnOnce()) {
         let mut flushed = Instant::now();
         let mut unflushed = false;
+        let progress = |lsn, folded| {
+            let bytes = self.stored.borrow().bytes + folded;
+            self.stored.send_replace(Stored { lsn, bytes, stuck: None });
+        };
+        let mut opened = Some(begun);
         loop {
             let stored_lsn = self.stored.borrow().lsn;
-            let closing = self.bell.wait(stored_lsn);
-            let caught_up = self.shelf.catch_up(&self.library, |lsn, folded| {
-                let bytes = self.stored.borrow().bytes + folded;
-                self.stored.send_replace(Stored { lsn, bytes, stuck: None });
-            });
+            let (caught_up, closing) = match opened.take() {
+                Some(begun) => (self.shelf.bring_up(&self.library, begun, progress), false),
+                None => {
+                    let closing = self.bell.wait(stored_lsn);
+                    (self.shelf.catch_up(&self.library, progress), closing)
+                }
+            };
             match caught_up {
                 Ok(folded) => unflushed |= folded > 0,
                 Err(error) => {

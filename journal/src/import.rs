@@ -67,7 +67,7 @@ pub fn import_jsonl(config: &Config, from: impl BufRead) -> Result<u64, ImportEr
         clock: Arc::clone(&config.clock),
     })?;
     let (_sender, stored) = watch::channel(Stored { lsn: Lsn::ZERO, bytes: 0, stuck: None });
-    let intake = Intake::new(config, &LogEnd::from(&log), boot_id(), Sources::default(), stored, Arc::default());
+    let intake = Intake::new(config, &LogEnd::from(&log), boot_id(), Sources::default(), stored, 0, Arc::default());
     let mut imported = 0;
     for record in read_jsonl(from) {
         let record = record?;

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -83,7 +83,8 @@ pub struct OpenReport {
     pub durable_lsn: Lsn,
     /// Bytes of a torn, never acknowledged tail that were cut.
     pub cut_bytes: u64,
-    /// Records that were folded into the store to bring it up to date.
+    /// Records that the store was behind. One that was rebuilt has them; into one that was believed they are folded from now on,
+    /// while appends go on, and who reads it waits for that.
     pub folded: u64,
     /// Why the store was rebuilt, if it was.
     pub store_rebuilt: Option<String>,
@@ -140,7 +141,7 @@ impl DurableWatch {
 }
 
 impl Journal {
-    /// Opens the journal, creating it if it is not there: takes the lock, recovers the log, catches the store up.
+    /// Opens the journal, creating it if it is not there: takes the lock, recovers the log, proves the store.
     pub fn open(config: Config) -> Result<Self, OpenError> {
         Self::open_showing(config, |_| {})
     }
@@ -170,6 +171,8 @@ impl Journal {
         let gate = Arc::new(Gate::default());
         let (shelf, Opened { rebuilt, shown_lsn, folded }) =
             Shelf::open(&config, &library, Arc::clone(&gate), &mut show)?;
+        let mut sources = Sources::new(shelf.with(Store::sources)?);
+        let (behind, behind_bytes) = sources.follow(&mut library.read_from(shelf.head().next())?)?;
         let lost = rebuilt.as_ref().and_then(|rebuilt| rebuilt.ahead_lsn);
         if let Some(lost) = lost {
             tracing::error!(
@@ -183,13 +186,14 @@ impl Journal {
             oldest_lsn: log.catalogue.oldest_lsn(),
             durable_lsn: log.head.lsn,
             cut_bytes: log.cut_bytes,
-            folded,
+            folded: folded + behind,
             store_rebuilt: rebuilt.map(|rebuilt| rebuilt.reason),
             shown_lsn,
             lost,
         };
-        let inner =
-            start(config, dir, log, Running { library, shelf, gate, durable_tx: Arc::new(durable_tx), report, lock })?;
+        let durable_tx = Arc::new(durable_tx);
+        let running = Running { library, shelf, sources, behind_bytes, gate, durable_tx, report, lock };
+        let inner = start(config, dir, log, running)?;
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -516,8 +520,9 @@ impl Inner {
             segment_bytes: bytes,
             offset: last.end(),
         };
-        let intake =
-            Arc::new(Intake::new(&self.config, &end, boot_id(), sources, self.stored.clone(), Arc::clone(&self.gate)));
+        let (stored, gate) = (self.stored.clone(), Arc::clone(&self.gate));
+        // The store has everything.
+        let intake = Arc::new(Intake::new(&self.config, &end, boot_id(), sources, stored, 0, gate));
         let preparer = Preparer::start(Arc::clone(disk), dir.clone(), bytes).map_err(failed)?;
         let writer = Writer {
             intake: Arc::clone(&intake),
@@ -560,6 +565,9 @@ impl Drop for Inner {
 struct Running {
     library: Library,
     shelf: Shelf,
+    sources: Sources,
+    /// Bytes of the records that the store is to be brought up to date with.
+    behind_bytes: u64,
     gate: Arc<Gate>,
     durable_tx: Arc<watch::Sender<Durable<Head>>>,
     report: OpenReport,
@@ -567,13 +575,13 @@ struct Running {
 }
 
 fn start(config: Config, dir: std::path::PathBuf, log: OpenLog, running: Running) -> Result<Inner, OpenError> {
-    let Running { library, shelf, gate, durable_tx, report, lock } = running;
-    let sources = Sources::new(shelf.with(Store::sources)?);
+    let Running { library, shelf, sources, behind_bytes, gate, durable_tx, report, lock } = running;
     let shelf = Arc::new(shelf);
     let bell = Arc::new(Bell::default());
     let (stored_tx, stored) = watch::channel(Stored { lsn: shelf.head(), bytes: 0, stuck: None });
     let end = LogEnd::from(&log);
-    let intake = Arc::new(Intake::new(&config, &end, boot_id(), sources, stored.clone(), Arc::clone(&gate)));
+    let intake = Intake::new(&config, &end, boot_id(), sources, stored.clone(), behind_bytes, Arc::clone(&gate));
+    let intake = Arc::new(intake);
     let keeper = Arc::new(Keeper {
         library: library.clone(),
         shelf: Arc::clone(&shelf),
@@ -607,9 +615,12 @@ fn start(config: Config, dir: std::path::PathBuf, log: OpenLog, running: Running
         spawned.map_err(io_error("start a thread for", &config.state_dir))
     };
     let writer = spawn("journal-write", Box::new(move || writer.run()))?;
-    let follower = spawn("journal-follow", in_background(move || follower.run()))?;
+    let (begun, has_begun) = mpsc::channel();
+    let follower = spawn("journal-follow", in_background(move || follower.run(|| drop(begun))))?;
     let keeping = Arc::clone(&keeper);
     let keeping = spawn("journal-keep", in_background(move || keeping.run()))?;
+    // Nobody sees the store before the follower has it: it may be behind, or between two states.
+    let _: Result<(), mpsc::RecvError> = has_begun.recv();
     let threads = Threads { writer: Some(writer), follower: Some(follower), keeper: Some(keeping) };
     let threads = Mutex::new(threads);
     let (intake, durable) = (RwLock::new(intake), durable_tx);

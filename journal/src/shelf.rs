@@ -1,4 +1,5 @@
-//! Where the store stands: opened, proven against the journal, rebuilt when it has to be, replaced while the journal runs.
+//! Where the store stands: opened, proven against the journal, brought up to date, rebuilt when it has to be, replaced while
+//! the journal runs.
 
 #[cfg(test)]
 mod tests;
@@ -61,13 +62,13 @@ pub(crate) struct Opened {
     pub(crate) rebuilt: Option<Rebuilt>,
     /// The record whose state was shown, if it was one's.
     pub(crate) shown_lsn: Option<Lsn>,
-    /// How many records were folded.
+    /// How many records went into a store that was rebuilt.
     pub(crate) folded: u64,
 }
 
 impl Shelf {
-    /// Opens the store and folds what is durable; one that cannot be used is deleted and built anew. `show` is shown the
-    /// resources that it had.
+    /// Opens the store, which [`Shelf::bring_up`] folds what is missing into; one that cannot be used is deleted and built anew
+    /// before this returns. `show` is shown the resources that it had.
     pub(crate) fn open(
         config: &Config,
         library: &Library,
@@ -90,9 +91,29 @@ impl Shelf {
         })?;
         let (mut store, rebuilt) = shelf.open_store(library, show)?;
         let shown_lsn = (rebuilt.is_none() && store.is_whole()).then(|| store.head().lsn);
-        let (folded, _) = shelf.fold_until(&mut store, library, Lsn::LAST)?;
+        let folded = match rebuilt {
+            Some(_) => shelf.fold_until(&mut store, library, Lsn::LAST, |_, _| {})?,
+            None => 0,
+        };
         *shelf.store.get_mut().unwrap_or_else(PoisonError::into_inner) = Some(store);
         Ok((shelf, Opened { rebuilt, shown_lsn, folded }))
+    }
+
+    /// Folds everything that is durable by now into the store that was opened, telling `progress` each record reached and how many
+    /// bytes led there; returns how many records that were. Readers wait from before `begun` is called until it is done, so
+    /// they never see less than what was durable when the journal was opened.
+    pub(crate) fn bring_up(
+        &self,
+        library: &Library,
+        begun: impl FnOnce(),
+        progress: impl FnMut(Lsn, u64),
+    ) -> Result<u64, ReadError> {
+        let mut place = self.store.write().unwrap_or_else(PoisonError::into_inner);
+        begun();
+        let mut store = place.take().ok_or_else(|| self.absent())?;
+        let folded = self.fold_until(&mut store, library, library.durable_lsn(), progress)?;
+        *place = Some(store);
+        Ok(folded)
     }
 
     /// Opens the store again after it has failed, and folds what is durable before anybody sees it: readers have seen it at
@@ -100,8 +121,9 @@ impl Shelf {
     pub(crate) fn reopen(&self, library: &Library, shown_lsn: Lsn) -> Result<(Lsn, u64), ReadError> {
         *self.store.write().unwrap_or_else(PoisonError::into_inner) = None;
         let (mut store, _) = self.open_store(library, &mut |_| {})?;
-        self.fold_until(&mut store, library, shown_lsn)?;
-        let (_, bytes) = self.fold_until(&mut store, library, Lsn::LAST)?;
+        self.fold_until(&mut store, library, shown_lsn, |_, _| {})?;
+        let mut bytes = 0;
+        self.fold_until(&mut store, library, Lsn::LAST, |_, folded| bytes += folded)?;
         let head_lsn = store.head().lsn;
         *self.store.write().unwrap_or_else(PoisonError::into_inner) = Some(store);
         Ok((head_lsn, bytes))
@@ -222,18 +244,26 @@ impl Shelf {
         folded
     }
 
-    /// Folds what is durable up to `last` into a store that nobody sees; returns how many records that were, and their bytes.
-    fn fold_until(&self, store: &mut Store, library: &Library, last: Lsn) -> Result<(u64, u64), ReadError> {
+    /// Folds what is durable up to `last` into a store that nobody sees, telling `progress` as [`Shelf::catch_up`] does; returns
+    /// how many records that were.
+    fn fold_until(
+        &self,
+        store: &mut Store,
+        library: &Library,
+        last: Lsn,
+        mut progress: impl FnMut(Lsn, u64),
+    ) -> Result<u64, ReadError> {
         let mut records = library.read_from(store.head().lsn.next())?;
-        let (mut folded, mut bytes) = (0, 0);
+        let mut folded = 0;
         loop {
             let batch = self.next_batch(&mut records, last)?;
             if batch.records() == 0 {
-                return Ok((folded, bytes));
+                return Ok(folded);
             }
             folded += batch.records() as u64;
-            bytes += batch.bytes as u64;
+            let bytes = batch.bytes as u64;
             store.fold(batch, &mut || self.gate.pass())?;
+            progress(store.head().lsn, bytes);
         }
     }
 

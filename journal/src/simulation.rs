@@ -116,6 +116,7 @@ impl Simulation {
             BootId::default(),
             Sources::default(),
             stored,
+            0,
             Arc::default(),
         ));
         let mut writer = log.writer;

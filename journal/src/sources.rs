@@ -7,12 +7,12 @@
 use std::collections::{HashMap, VecDeque};
 
 use storage_schema::id::{Lsn, RecordHash};
-use storage_schema::record::Origin;
-
+use storage_schema::record::{ArchivedOrigin, Origin};
 use tokio::sync::watch;
 
 use crate::append::{Ack, Outcome};
-use crate::error::{AppendError, OriginError};
+use crate::error::{AppendError, OriginError, ReadError};
+use crate::read::Records;
 
 /// What is known about a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +69,29 @@ struct Source {
 impl Sources {
     pub(crate) fn new(states: impl IntoIterator<Item = (String, SourceState)>) -> Self {
         Self(states.into_iter().map(|(name, state)| (name, Source { state, recent: VecDeque::new() })).collect())
+    }
+
+    /// Goes on with what the records behind the store say; returns how many those are, and their bytes.
+    pub(crate) fn follow(&mut self, records: &mut Records) -> Result<(u64, u64), ReadError> {
+        let (mut count, mut bytes) = (0, 0);
+        while let Some(record) = records.next_encoded() {
+            let record = record?.into_inner();
+            let archived = record.access().map_err(|source| ReadError::Undecodable { lsn: record.lsn, source })?;
+            let ArchivedOrigin { source: name, incarnation, version } = &archived.transaction.origin;
+            let (incarnation, version) = (incarnation.to_native(), version.as_ref().map(|version| version.to_native()));
+            let state = SourceState { incarnation, last_version: version, last_lsn: record.lsn };
+            match self.0.get_mut(name.as_str()) {
+                // A fold that was interrupted may have been there already.
+                Some(source) if source.state.last_lsn >= record.lsn => {}
+                Some(source) => {
+                    source.state = SourceState { last_version: version.or(source.state.last_version), ..state };
+                }
+                None => drop(self.0.insert(name.as_str().to_owned(), Source { state, recent: VecDeque::new() })),
+            }
+            count += 1;
+            bytes += record.encoded.len() as u64;
+        }
+        Ok((count, bytes))
     }
 
     pub(crate) fn state(&self, name: &str) -> Option<SourceState> {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use journal::segment::recovery::{Finding, TABLE, Verdict};
 use journal::segment::scan::{Scanner, Step};
 use journal::{Config, Disk, Journal, OpenError, ReadError, RealDisk};
-use sample::{service, transaction, upsert};
+use sample::{copy_dir, service, transaction, upsert};
 use storage_schema::id::{Lsn, StoreId};
 
 const HEADER: u64 = 4096;
@@ -447,17 +447,5 @@ fn a_truncated_store_is_never_believed() {
     for length in [0, 1, 511, 4096, bytes.len() / 2] {
         fs::write(&db, &bytes[..length.min(bytes.len())]).unwrap();
         assert_store_equals_log(&victim.open().unwrap());
-    }
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        if entry.path().is_dir() {
-            copy_dir(&entry.path(), &to.join(entry.file_name()));
-        } else {
-            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-        }
     }
 }

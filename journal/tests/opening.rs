@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use journal::{Config, Journal};
-use sample::{service, transaction, upsert};
+use sample::{copy_dir, service, transaction, upsert};
 use storage_schema::id::Lsn;
 use storage_schema::record::Delta;
 
@@ -35,19 +35,6 @@ fn append(journal: &Journal, delta: Delta) {
     submitted.ack.blocking_wait().expect("the disk works");
 }
 
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir(to).expect("a directory can be made");
-    for entry in fs::read_dir(from).expect("it can be listed") {
-        let entry = entry.expect("it can be listed");
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).expect("a file can be copied");
-        }
-    }
-}
-
 #[test]
 fn what_is_shown_is_the_state_of_the_record_that_is_named() {
     let dir = tempfile::tempdir().unwrap();
@@ -61,7 +48,7 @@ fn what_is_shown_is_the_state_of_the_record_that_is_named() {
     append(&journal, upsert(large));
     let before = visited(&journal);
     drop(journal);
-    copy(&state.join("store"), &dir.path().join("store"));
+    copy_dir(&state.join("store"), &dir.path().join("store"));
 
     let (journal, shown) = open(&state);
     assert_eq!(journal.open_report().shown_lsn, Some(Lsn(2)));

@@ -20,7 +20,7 @@ use journal::segment::frame::push_frame;
 use journal::{
     CheckpointPolicy, Config, EncodedRecord, ExportError, ImportError, Journal, OriginState, Retention, SourceState,
 };
-use sample::{origin, service, transaction, upsert};
+use sample::{copy_dir, origin, service, transaction, upsert};
 use storage_schema::codec::{
     SCHEMA_VERSION, decode_record, encode_record, encode_record_in, encode_resource, hash_record, version_of,
 };
@@ -92,18 +92,6 @@ fn config(dir: &tempfile::TempDir) -> Config {
 
 fn open(dir: &tempfile::TempDir) -> Journal {
     Journal::open(config(dir)).unwrap()
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let (path, to) = (entry.path(), to.join(entry.file_name()));
-        if path.is_dir() {
-            copy_dir(&path, &to);
-        } else {
-            fs::copy(path, to).unwrap();
-        }
-    }
 }
 
 /// Appends records of this version, several segments of them, behind the old ones.

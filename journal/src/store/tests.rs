@@ -77,10 +77,11 @@ impl Rig {
         (Library { disk, store_id: self.store_id, catalogue: Arc::clone(&log.catalogue), durable }, log)
     }
 
-    /// A shelf for the store in `store`, in a journal that ends at record `last`.
+    /// A shelf for the store in `store`, brought up to date, and how many records that took.
     pub(crate) fn shelf(&self, library: &Library, gate: &Arc<Gate>) -> (Shelf, Option<crate::shelf::Rebuilt>, u64) {
         let (shelf, opened) = Shelf::open(&config(self.dir.path()), library, Arc::clone(gate), &mut |_| {}).unwrap();
-        (shelf, opened.rebuilt, opened.folded)
+        let behind = shelf.bring_up(library, || {}, |_, _| {}).unwrap();
+        (shelf, opened.rebuilt, opened.folded + behind)
     }
 
     /// Folds all records as one batch; the store as it is on disk after each write and each step but the last is left in

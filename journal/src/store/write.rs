@@ -102,7 +102,7 @@ impl Store {
         let before = self.state.head;
         let again = !self.is_whole();
         let touched = if head.lsn > self.state.touched.lsn { head } else { self.state.touched };
-        fail::fail_point!("journal.store.fold.before");
+        fail::fail_point!("journal.store.fold.before", |_| Err(self.damaged("a failpoint").into()));
         let mut step = Step::default();
         batch.changes::<ReadError>(|key, change| {
             self.plan_resource(key, change.as_ref(), again, &mut step)?;
