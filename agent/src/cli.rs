@@ -66,7 +66,7 @@ pub enum Command {
     Agent(Box<AgentArgs>),
     /// Push the resources of one or more manifests as one transaction.
     #[command(
-        after_help = "Examples:\n  holdfast apply -f examples/bookinfo.yaml --wait applied\n  cat a.yaml | holdfast apply -f -"
+        after_help = "Examples:\n  holdfast apply -f examples/bookinfo.yaml --wait applied\n  cat a.yaml | holdfast apply -f -\n  holdfast apply -f a.yaml --dry-run"
     )]
     Apply(ApplyArgs),
     /// Push manifests as all that a source has, as one transaction: what it had before and is not among them is removed.
@@ -81,7 +81,7 @@ pub enum Command {
     Delete(DeleteArgs),
     /// Show resources: services, workloads or the node, as they are or as they were.
     #[command(
-        after_help = "Examples:\n  holdfast get services\n  holdfast get workload cluster1//Pod/bookinfo/reviews-v1 -o yaml\n  holdfast get services --at -10m"
+        after_help = "Examples:\n  holdfast get services\n  holdfast get workload cluster1//Pod/bookinfo/reviews-v1 -o yaml\n  holdfast get services --at -10m\n  holdfast get workloads --prefix cluster1//Pod/bookinfo/ --owner istiod --changed-after 812"
     )]
     Get(GetArgs),
     /// Compare two moments: which resources differ, field by field, and who changed them; with --maps the table entries too.
@@ -296,6 +296,9 @@ pub struct ApplyArgs {
     /// Who pushes.
     #[command(flatten)]
     pub source: Source,
+    /// Only say what would change, or why the agent would refuse it.
+    #[arg(long)]
+    pub dry_run: bool,
     /// How long to wait.
     #[command(flatten)]
     pub waiting: Waiting,
@@ -314,6 +317,9 @@ pub struct SyncArgs {
     /// Who pushes. Without --source-version the version after the source's last one is taken.
     #[command(flatten)]
     pub source: Source,
+    /// Only say what would change, or why the agent would refuse it.
+    #[arg(long)]
+    pub dry_run: bool,
     /// How long to wait.
     #[command(flatten)]
     pub waiting: Waiting,
@@ -333,6 +339,9 @@ pub struct DeleteArgs {
     /// Who pushes.
     #[command(flatten)]
     pub source: Source,
+    /// Only say what would change, or why the agent would refuse it.
+    #[arg(long)]
+    pub dry_run: bool,
     /// How long to wait.
     #[command(flatten)]
     pub waiting: Waiting,

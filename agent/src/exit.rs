@@ -262,6 +262,7 @@ impl From<ClientError> for Failure {
             }
             ClientError::Denied { .. } => Exit::Unsupported,
             ClientError::Unusable { .. } => Exit::Usage,
+            ClientError::MissingFeature { .. } => Exit::Unsupported,
             ClientError::Rejected(Rejection::Refused { .. } | Rejection::Owned { .. })
             | ClientError::TooLarge { .. } => Exit::Refused,
             ClientError::TimedOut => Exit::TimedOut,

@@ -16,6 +16,7 @@ pub(crate) fn state(past: &Past, query: &StateQuery) -> Result<Read<Vec<Stored>>
     let (state_lsn, found) = past.resources(moment(query.at), &which).map_err(unanswered)?;
     let value = found
         .into_iter()
+        .filter(|found| query.filter.admits(found.resource.name(), &found.owner, found.changed_lsn))
         .map(|OwnedResource { resource, changed_lsn, owner }| Stored { resource, changed_lsn, owner })
         .collect();
     Ok(Read { value, state_lsn })

@@ -213,3 +213,37 @@ fn what_a_damaged_copy_still_knows_is_told() {
     assert_eq!(refused.code, 6, "{refused:?}");
     assert!(refused.stderr.contains("foreign"), "{refused:?}");
 }
+
+#[test]
+fn lists_are_filtered_now_and_then() {
+    let place = Place::new();
+    let mut agent = incident(&place);
+    let names = |arguments: &[&str]| -> Vec<String> {
+        let got = json(place.run(&[&["get", "workloads", "-o", "json"], arguments].concat()));
+        got.as_array().unwrap().iter().map(|one| one["uid"].as_str().unwrap().to_owned()).collect()
+    };
+    let check = |more: &[&str]| {
+        let then = |arguments: &[&str]| names(&[arguments, &["--at", "4"], more].concat());
+        assert_eq!(then(&[]), ["cart-1", "cart-2"]);
+        assert_eq!(then(&["--prefix", "cart-2"]), ["cart-2"]);
+        assert_eq!(then(&["--owner", "istiod"]), ["cart-1"]);
+        assert_eq!(then(&["--owner", "probe", "--prefix", "cart-"]), ["cart-2"]);
+        assert_eq!(then(&["--changed-after", "2"]), ["cart-2"]);
+        assert!(then(&["--changed-after", "4"]).is_empty());
+    };
+    check(&[]);
+    for (arguments, expected) in [
+        (["--prefix", "cart"], &["cart-2"][..]),
+        (["--prefix", "cart-1"], &[]),
+        (["--owner", "probe"], &["cart-2"]),
+        (["--owner", "istiod"], &[]),
+        (["--changed-after", "3"], &["cart-2"]),
+        (["--changed-after", "4"], &[]),
+    ] {
+        assert_eq!(names(&arguments), expected, "{arguments:?}");
+    }
+    let both = place.run(&["get", "workload", "cart-2", "--owner", "probe"]);
+    assert_eq!(both.code, 2, "{both:?}");
+    agent.kill();
+    check(&["--state-dir", &place.path("state").display().to_string()]);
+}

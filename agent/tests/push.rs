@@ -43,7 +43,7 @@ async fn open(place: &Place, hello: &Hello) -> PushStream {
 async fn acked(stream: &mut PushStream) -> (u64, Receipt) {
     match stream.next().await.unwrap().unwrap() {
         Answer::Acked { version, receipt } => (version, receipt),
-        nacked @ Answer::Nacked { .. } => panic!("{nacked:?}"),
+        other => panic!("{other:?}"),
     }
 }
 

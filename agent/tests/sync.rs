@@ -45,7 +45,7 @@ async fn sync(place: &Place, source: &str, version: u64, resources: &[Resource])
 fn receipt(answer: Answer) -> Receipt {
     match answer {
         Answer::Acked { receipt, .. } => receipt,
-        nacked @ Answer::Nacked { .. } => panic!("{nacked:?}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -143,7 +143,7 @@ async fn what_is_wrong_with_a_sync_is_said_at_its_end() {
     let _agent = place.start();
     let nack = |answer| match answer {
         Answer::Nacked { rejection, .. } => rejection.to_string(),
-        acked @ Answer::Acked { .. } => panic!("{acked:?}"),
+        other => panic!("{other:?}"),
     };
     let dangling = nack(sync(&place, "a", 1, &[service("1"), workload("w", "none")]).await);
     assert!(dangling.contains("transaction.deltas[1].upsert.workload.services[0].service"), "{dangling}");
@@ -195,7 +195,7 @@ async fn what_belongs_to_another_source_is_refused_unless_it_is_taken_over() {
     );
     assert_eq!(owned(&place).await, pairs(&[("shop/1", "a"), ("shop/2", "a")]));
 
-    stream.send(2, &deltas, How { level: None, take_over: true }).await.unwrap();
+    stream.send(2, &deltas, How { take_over: true, ..How::default() }).await.unwrap();
     let lsn = receipt(stream.next().await.unwrap().unwrap()).lsn.0;
     let expected = pairs(&[("shop/1", "b"), ("shop/3", "b")]);
     assert_eq!(owned(&place).await, expected);
@@ -241,6 +241,12 @@ fn the_command_line_syncs_a_directory() {
     "]]
     .assert_eq(&synced.succeeded().stdout);
     fs::remove_file(&workload).unwrap();
+    let planned = place.run(&["sync", "-f", path, "--source", "mesh", "--dry-run"]);
+    expect![[r"
+        - Workload cart-1, of mesh, LSN 1
+        dry run at LSN 1: 1 removed, 1 unchanged; nothing was changed
+    "]]
+    .assert_eq(&planned.succeeded().stdout);
     let synced = place.run(&["sync", "-f", path, "--source", "mesh"]);
     expect![[r"
         LSN 2: version 2 of mesh, 1 resources, 1 removed, durable

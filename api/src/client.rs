@@ -17,7 +17,9 @@ use tonic::{Code, TimeoutExpired};
 
 pub use crate::access::tls::Files;
 use crate::convert::{Path as FieldPath, decode_resource, encode_key, encode_kind, encode_transaction};
+use crate::filter::{ResourceFilter, encode_filter};
 use crate::journal::{EncodedRecord, JournalError, RecordsQuery, encode_query};
+use crate::plan::{Plan, decode_plan};
 use crate::proto::datapath_service_client::DatapathServiceClient;
 use crate::proto::journal_service_client::JournalServiceClient;
 use crate::proto::push_service_client::PushServiceClient;
@@ -80,6 +82,12 @@ pub enum ClientError {
     TooLarge {
         /// Its size.
         bytes: usize,
+    },
+    /// The agent is too old for this, and would not have told. Nothing was sent.
+    #[error("the agent does not have the feature `{feature}`: upgrade it")]
+    MissingFeature {
+        /// What it does not have.
+        feature: &'static str,
     },
     /// The agent did not answer in time.
     #[error("the agent did not answer in time")]
@@ -237,13 +245,37 @@ impl Client {
             wait: encode_level(wait).into(),
             wait_timeout: timeout.min(WAIT_TIMEOUT_MAX).try_into().ok(),
             take_over: transaction.take_over,
+            ..Default::default()
         };
+        decode_receipt(self.send(request).await?)
+    }
+
+    /// What a transaction would change, or why it would be refused. Nothing is journaled.
+    pub async fn plan(&self, transaction: &Transaction) -> Result<Plan, ClientError> {
+        self.require("dry_run").await?;
+        let request = proto::ApplyRequest {
+            transaction: Some(encode_transaction(transaction)),
+            take_over: transaction.take_over,
+            dry_run: true,
+            ..Default::default()
+        };
+        decode_plan(self.send(request).await?.plan).map_err(unreadable)
+    }
+
+    /// Makes sure that the agent has a feature which an older one would not miss.
+    async fn require(&self, feature: &'static str) -> Result<(), ClientError> {
+        if self.capabilities().await?.features.iter().any(|known| known == feature) {
+            return Ok(());
+        }
+        Err(ClientError::MissingFeature { feature })
+    }
+
+    async fn send(&self, request: proto::ApplyRequest) -> Result<proto::ApplyResponse, ClientError> {
         let bytes = request.encoded_len();
         if bytes > MESSAGE_BYTES_MAX {
             return Err(ClientError::TooLarge { bytes });
         }
-        let answer = self.push_client().apply(request).await.map_err(|status| self.error(&status))?.into_inner();
-        decode_receipt(answer)
+        Ok(self.push_client().apply(request).await.map_err(|status| self.error(&status))?.into_inner())
     }
 
     /// Opens a push stream, which begins with this hello.
@@ -265,14 +297,21 @@ impl Client {
         }
     }
 
-    /// All resources of a kind, in the order of their names.
+    /// All resources of a kind, in the order of their names: see [`Client::list_some`].
+    pub async fn list(&self, kind: Kind) -> Result<Vec<Stored>, ClientError> {
+        self.list_some(kind, &ResourceFilter::default()).await
+    }
+
+    /// The resources of a kind that a filter admits, in the order of their names.
     ///
     /// They are read in pages; each page is of one state, but a transaction may come between two of them.
-    pub async fn list(&self, kind: Kind) -> Result<Vec<Stored>, ClientError> {
+    pub async fn list_some(&self, kind: Kind, filter: &ResourceFilter) -> Result<Vec<Stored>, ClientError> {
         let mut all = Vec::new();
         let mut page_token = String::new();
         loop {
-            let request = proto::ListResourcesRequest { kind: encode_kind(kind).into(), page_size: 0, page_token };
+            let filter = Some(encode_filter(filter));
+            let request =
+                proto::ListResourcesRequest { kind: encode_kind(kind).into(), page_size: 0, page_token, filter };
             let answer = self.resources_client().list_resources(request).await.map_err(|status| self.error(&status))?;
             let proto::ListResourcesResponse { resources, next_page_token, state_lsn: _ } = answer.into_inner();
             for resource in resources {
@@ -408,9 +447,12 @@ impl Client {
     }
 }
 
+fn unreadable(what: &str) -> ClientError {
+    ClientError::UnreadableAnswer { what: what.to_owned() }
+}
+
 fn decode_receipt(answer: proto::ApplyResponse) -> Result<Receipt, ClientError> {
-    let unreadable = |what: &str| ClientError::UnreadableAnswer { what: what.to_owned() };
-    let proto::ApplyResponse { lsn, level, duplicate, record_hash, blocked_reason } = answer;
+    let proto::ApplyResponse { lsn, level, duplicate, record_hash, blocked_reason, plan: _ } = answer;
     Ok(Receipt {
         lsn: Lsn(lsn),
         record_hash: RecordHash(record_hash.try_into().map_err(|_| unreadable("record_hash has not 32 bytes"))?),

@@ -5,7 +5,8 @@
 //! * [`convert`]: between messages and `storage-schema`, with the path of every field that is wrong.
 //! * [`server`]: tonic over a unix socket ([`socket`]) and TCP with TLS, in front of anything that is a [`server::Backend`].
 //! * [`access`]: who may call what; [`layers`]: what each call goes through, and what it may cost.
-//! * [`push`]: the push protocol, both ends of it.
+//! * [`push`]: the push protocol, both ends of it. [`plan`]: what a transaction would change.
+//! * [`filter`]: which resources are meant.
 //! * [`journal`]: reading the journal through it. [`replay`]: asking what was, and why.
 //! * [`client`]: the other end, which speaks `storage-schema` types.
 //!
@@ -17,8 +18,10 @@
 pub mod access;
 pub mod client;
 pub mod convert;
+pub mod filter;
 pub mod journal;
 pub mod layers;
+pub mod plan;
 pub mod push;
 pub mod rejection;
 pub mod replay;

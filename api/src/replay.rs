@@ -10,6 +10,7 @@ use tonic::{Request, Response, Status as RpcStatus};
 
 use crate::client::{Client, ClientError, decode_answer};
 use crate::convert::{Path, decode_key, decode_kind, encode_key, encode_kind};
+use crate::filter::{ResourceFilter, decode_filter, encode_filter};
 use crate::journal::{Position, decode_position, encode_position};
 use crate::proto::replay_service_server::ReplayService;
 use crate::rejection::{Rejection, Violation, Violations};
@@ -25,6 +26,8 @@ pub struct StateQuery {
     pub kind: Option<Kind>,
     /// Only resources of this name.
     pub name: Option<String>,
+    /// Only these.
+    pub filter: ResourceFilter,
 }
 
 /// A question about the past.
@@ -79,15 +82,19 @@ fn encode_state_query(query: &StateQuery) -> proto::ReadStateRequest {
         at: query.at.map(encode_position),
         kind: encode_some_kind(query.kind),
         name: query.name.clone().unwrap_or_default(),
+        filter: Some(encode_filter(&query.filter)),
     }
 }
 
 fn decode_state_query(request: proto::ReadStateRequest) -> Result<StateQuery, Rejection> {
-    let proto::ReadStateRequest { at, kind, name } = request;
+    let proto::ReadStateRequest { at, kind, name, filter } = request;
     let mut found = Violations::default();
     let at = decode_position("at", at, &mut found);
     let kind = decode_some_kind("kind", kind, &mut found);
-    checked(found, StateQuery { at, kind, name: given(name) })
+    match decode_filter(&Path::root("filter"), filter, &mut found) {
+        Some(filter) => checked(found, StateQuery { at, kind, name: given(name), filter }),
+        None => Err(Rejection::invalid(found)),
+    }
 }
 
 fn encode_question(question: &Question) -> proto::explain_request::Question {
@@ -285,7 +292,8 @@ mod tests {
             let request = proto::ExplainRequest { question: Some(encode_question(&question)) };
             assert_eq!(decode_question(request).unwrap(), question);
         }
-        let query = StateQuery { at, kind: Some(Kind::Service), name: Some("a/b".into()) };
+        let filter = ResourceFilter { owner: Some("cp".into()), ..ResourceFilter::default() };
+        let query = StateQuery { at, kind: Some(Kind::Service), name: Some("a/b".into()), filter };
         assert_eq!(decode_state_query(encode_state_query(&query)).unwrap(), query);
     }
 

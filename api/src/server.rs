@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use storage_schema::id::Lsn;
-use storage_schema::resource::{Kind, ResourceKey};
+use storage_schema::resource::ResourceKey;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
@@ -20,9 +20,11 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::access::{self, Gate, Listeners, Peer, Rule};
 use crate::convert::{Path, decode_key, decode_kind, encode_resource};
+use crate::filter::{ListQuery, Page, decode_filter};
 use crate::journal::{EncodedRecord, JournalError, RecordsQuery, decode_query, encode_batch};
 pub use crate::layers::Limits;
 use crate::layers::{Clients, Guard, Observer, Unobserved};
+use crate::plan::Plan;
 use crate::proto::datapath_service_server::{DatapathService, DatapathServiceServer};
 use crate::proto::journal_service_server::{JournalService, JournalServiceServer};
 use crate::proto::push_service_server::PushServiceServer;
@@ -47,6 +49,9 @@ pub trait Backend: Send + Sync + 'static {
     /// has no room.
     fn submit(&self, push: Push) -> impl Future<Output = Result<Submitted, Rejection>> + Send;
 
+    /// What a transaction would change: checked as by [`Backend::submit`], and nothing is journaled.
+    fn plan(&self, push: Push) -> impl Future<Output = Result<Plan, Rejection>> + Send;
+
     /// What the journal has of a source, with everything that was submitted.
     fn source(&self, name: &str) -> Option<SourceState>;
 
@@ -62,13 +67,8 @@ pub trait Backend: Send + Sync + 'static {
     /// One resource.
     fn resource(&self, key: ResourceKey) -> impl Future<Output = Result<Read<Option<Stored>>, Unreadable>> + Send;
 
-    /// Up to `limit` resources of a kind in the order of their names, beginning after the name `after`.
-    fn resources(
-        &self,
-        kind: Kind,
-        after: Option<String>,
-        limit: usize,
-    ) -> impl Future<Output = Result<Read<Vec<Stored>>, Unreadable>> + Send;
+    /// Up to `limit` of the resources that a query names. Fewer are no sign that there are no more.
+    fn resources(&self, query: ListQuery, limit: usize) -> impl Future<Output = Result<Read<Page>, Unreadable>> + Send;
 
     /// Records, in order, some at a time; of a query that follows, without end.
     fn records(
@@ -293,17 +293,19 @@ impl<B: Backend> ResourceService for Handler<B> {
         &self,
         request: Request<proto::ListResourcesRequest>,
     ) -> Result<Response<proto::ListResourcesResponse>, RpcStatus> {
-        let proto::ListResourcesRequest { kind, page_size, page_token } = request.into_inner();
+        let proto::ListResourcesRequest { kind, page_size, page_token, filter } = request.into_inner();
         let mut found = Violations::default();
-        let kind =
-            decode_kind(&Path::root("kind"), kind, &mut found).ok_or_else(|| Rejection::invalid(found).to_status())?;
+        let kind = decode_kind(&Path::root("kind"), kind, &mut found);
+        let filter = decode_filter(&Path::root("filter"), filter, &mut found);
+        let (Some(kind), Some(filter)) = (kind, filter) else { return Err(Rejection::invalid(found).to_status()) };
         let limit = match usize::try_from(page_size) {
             Ok(size @ 1..=PAGE_RESOURCES_MAX) => size,
             _ => PAGE_RESOURCES_MAX,
         };
         let after = (!page_token.is_empty()).then_some(page_token);
-        let Read { value, state_lsn } = self.backend.resources(kind, after, limit).await.map_err(unreadable)?;
-        let (resources, next_page_token) = page(&value, limit);
+        let query = ListQuery { kind, filter, after };
+        let Read { value, state_lsn } = self.backend.resources(query, limit).await.map_err(unreadable)?;
+        let (resources, next_page_token) = encode_page(value);
         Ok(Response::new(proto::ListResourcesResponse { resources, next_page_token, state_lsn: state_lsn.0 }))
     }
 }
@@ -406,10 +408,11 @@ pub(crate) fn encode_stored(stored: &Stored) -> proto::StoredResource {
     proto::StoredResource { resource, changed_lsn: changed_lsn.0, owner: owner.clone() }
 }
 
-fn page(resources: &[Stored], limit: usize) -> (Vec<proto::StoredResource>, String) {
+/// What of a page goes into one message, and where the next one starts.
+fn encode_page(page: Page) -> (Vec<proto::StoredResource>, String) {
     let mut bytes = 0;
-    let mut messages = Vec::with_capacity(resources.len());
-    for stored in resources {
+    let mut messages = Vec::with_capacity(page.resources.len());
+    for stored in &page.resources {
         let message = encode_stored(stored);
         bytes += prost::Message::encoded_len(&message);
         messages.push(message);
@@ -417,11 +420,10 @@ fn page(resources: &[Stored], limit: usize) -> (Vec<proto::StoredResource>, Stri
             break;
         }
     }
-    // A full page may be the last one; the client then gets an empty one after it.
-    let more = messages.len() < resources.len() || resources.len() == limit;
-    let last = resources.get(messages.len().wrapping_sub(1)).filter(|_| more);
-    let token = last.map(|last| last.resource.name().to_owned());
-    (messages, token.unwrap_or_default())
+    let is_cut = messages.len() < page.resources.len();
+    let last = page.resources.get(messages.len().wrapping_sub(1)).filter(|_| is_cut);
+    let next = last.map(|last| last.resource.name().to_owned()).or(page.next);
+    (messages, next.unwrap_or_default())
 }
 
 fn required<T>(path: &str, found: &mut Violations) -> Option<T> {

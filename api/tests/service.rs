@@ -6,10 +6,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use api::client::{Client, ClientError, Server};
+use api::filter::{ListQuery, Page, ResourceFilter};
 use api::journal::{EncodedRecord, JournalError, Position, RecordsQuery};
+use api::plan::{Effect, Plan, PlannedChange};
 use api::proto::journal_service_client::JournalServiceClient;
 use api::proto::verify_journal_response::Step;
-use api::push::{Hello, JournalFacts, Push, Recollection, SourceState, Submitted};
+use api::push::stream::How;
+use api::push::{Answer, Hello, JournalFacts, Push, Recollection, SourceState, Submitted};
 use api::rejection::{Reason, Rejection, Violation};
 use api::replay::{Question, StateQuery};
 use api::server::{Backend, DatapathError, Flow, Limits, Read, Unreadable, serve};
@@ -57,6 +60,19 @@ impl Backend for Fake {
         Ok(Submitted { lsn: Lsn(*pushed), record_hash: RecordHash([7; 32]), duplicate: false, removed: 0, durable })
     }
 
+    async fn plan(&self, push: Push) -> Result<Plan, Rejection> {
+        if let Some(rejection) = self.answer.lock().unwrap().clone() {
+            return Err(rejection);
+        }
+        let change = |delta: &Delta| PlannedChange {
+            key: delta.key(),
+            effect: Effect::Created,
+            changed_lsn: Lsn::ZERO,
+            owner: String::new(),
+        };
+        Ok(Plan::new(Lsn(*self.pushed.lock().unwrap()), push.transaction.deltas.iter().map(change)))
+    }
+
     fn source(&self, _name: &str) -> Option<SourceState> {
         None
     }
@@ -80,21 +96,17 @@ impl Backend for Fake {
         })
     }
 
-    async fn resources(
-        &self,
-        kind: Kind,
-        after: Option<String>,
-        limit: usize,
-    ) -> Result<Read<Vec<Stored>>, Unreadable> {
+    /// Looks at a thousand resources for each page.
+    async fn resources(&self, query: ListQuery, limit: usize) -> Result<Read<Page>, Unreadable> {
+        let ListQuery { kind, filter, after } = query;
         let after = after.unwrap_or_default();
         let state = self.state.lock().unwrap();
-        let value = state
-            .values()
-            .filter(|resource| resource.kind() == kind && *resource.name() > *after)
-            .take(limit)
-            .map(stored)
-            .collect();
-        Ok(Read { value, state_lsn: Lsn(*self.pushed.lock().unwrap()) })
+        let mut left = state.values().filter(|resource| resource.kind() == kind && *resource.name() > *after);
+        let looked_at: Vec<Stored> = left.by_ref().take(limit.min(1000)).map(stored).collect();
+        let next = looked_at.last().filter(|_| left.next().is_some()).map(|last| last.resource.name().to_owned());
+        let admitted = |one: &Stored| filter.admits(one.resource.name(), &one.owner, one.changed_lsn);
+        let page = Page { resources: looked_at.into_iter().filter(admitted).collect(), next };
+        Ok(Read { value: page, state_lsn: Lsn(*self.pushed.lock().unwrap()) })
     }
 
     async fn state(&self, query: StateQuery) -> Result<Flow<Read<Vec<Stored>>>, JournalError> {
@@ -310,6 +322,47 @@ async fn a_list_comes_whole_however_many_pages_it_has() {
     let listed: Vec<&str> = listed.iter().map(|stored| stored.resource.name()).collect();
     assert_eq!(listed, names);
     assert_eq!(running.client.list(Kind::Workload).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_filtered_list_goes_on_behind_pages_of_which_nothing_is_admitted() {
+    let running = start().await;
+    let names = (0..2500).map(|i| format!("ns/{i:05}")).chain(["zz/last".to_owned()]);
+    running.client.apply(&upsert(names), Level::Durable, LONG).await.unwrap();
+    let list = async |filter: ResourceFilter| {
+        let listed = running.client.list_some(Kind::Service, &filter).await.unwrap();
+        listed.into_iter().map(|stored| stored.resource.name().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(list(ResourceFilter { name_prefix: "zz/".to_owned(), ..Default::default() }).await, ["zz/last"]);
+    let prefix = ResourceFilter { name_prefix: "ns/0001".to_owned(), ..Default::default() };
+    assert_eq!(list(prefix.clone()).await.len(), 10);
+    assert_eq!(list(ResourceFilter { owner: Some("test".to_owned()), ..prefix.clone() }).await.len(), 10);
+    assert!(list(ResourceFilter { owner: Some("other".to_owned()), ..prefix.clone() }).await.is_empty());
+    assert!(list(ResourceFilter { changed_after_lsn: Lsn(5), ..prefix }).await.is_empty());
+    let broken = ResourceFilter { name_prefix: "a\nb".to_owned(), ..Default::default() };
+    let Err(ClientError::Rejected(rejection)) = running.client.list_some(Kind::Service, &broken).await else {
+        panic!("it has no meaning");
+    };
+    assert!(rejection.to_string().contains("filter.name_prefix"), "{rejection}");
+}
+
+#[tokio::test]
+async fn a_dry_run_is_answered_with_a_plan() {
+    let running = start().await;
+    let plan = running.client.plan(&upsert(["a/b".to_owned()])).await.unwrap();
+    assert_eq!((plan.created, plan.changes.len(), plan.changes[0].effect), (1, 1, Effect::Created));
+    assert_eq!(*running.backend.pushed.lock().unwrap(), 0, "nothing was pushed");
+    let mut stream = running.client.push(&Hello::new("test", 1)).await.unwrap();
+    assert!(stream.welcome().capabilities.iter().any(|known| known == "dry_run"));
+    let dry_run = How { dry_run: true, ..How::default() };
+    let resources = [Resource::Service(Service { name: "a/b".to_owned(), ..Service::default() })];
+    stream.sync(1, &resources, dry_run).await.unwrap();
+    stream.send(1, &upsert(["c/d".to_owned()]).deltas, dry_run).await.unwrap();
+    for name in ["a/b", "c/d"] {
+        let Some(Answer::Planned { version: 1, plan }) = stream.next().await.unwrap() else { panic!("no plan") };
+        assert_eq!(plan.changes[0].key.name, name);
+    }
+    assert_eq!(*running.backend.pushed.lock().unwrap(), 0, "nothing was pushed");
 }
 
 #[tokio::test]

@@ -62,7 +62,7 @@ pub use compare::{Comparison, Difference};
 pub use load::{Loader, Undecodable};
 pub use model::{Model, Rejection};
 pub use owner::Foreign;
-pub use pipeline::{Drift, Options, Pending, Pipeline, PushError, RequestError, Status, Verification};
+pub use pipeline::{Drift, Options, Pending, Pipeline, Planned, PushError, RequestError, Status, Verification};
 pub use recovery::{Identity, Recovered};
 pub use start::{StartError, Target};
 

@@ -83,6 +83,8 @@ struct Before {
     workloads: BTreeMap<ResourceId, Option<Workload>>,
     node: Option<NodeBefore>,
     usage: Usage,
+    /// How many sources were known.
+    sources: usize,
 }
 
 /// The node's configuration before, if there was one.
@@ -158,19 +160,17 @@ impl Model {
             checked.map_err(|violation| Rejection::Invalid { resource: delta.key(), index, violation })?;
         }
         self.check_owners(transaction)?;
-        let sources = self.owners.len();
-        let mut before = Before { usage: self.usage, ..Before::default() };
+        let mut before = Before { usage: self.usage, sources: self.owners.len(), ..Before::default() };
         match self.try_admit(transaction, capacities, &mut before) {
             Ok(changes) => Ok(Admitted { changes, before }),
             Err(rejection) => {
                 self.restore(before);
-                self.owners.truncate(sources);
                 Err(rejection)
             }
         }
     }
 
-    /// Takes an admitted transaction back, the last one first: it could not be journaled.
+    /// Takes an admitted transaction back, the last one first: it could not be journaled, or was not meant to be.
     pub fn revert(&mut self, admitted: Admitted) {
         self.restore(admitted.before);
     }
@@ -563,6 +563,7 @@ impl Model {
             self.set_workload(id, previous, &mut Before::default());
         }
         self.usage = before.usage;
+        self.owners.truncate(before.sources);
     }
 }
 

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use journal::{Ack, AppendError, Journal, OriginError, OriginState, Receipt, ResumeError, Watermarks};
 use loader::Generation;
-use storage_schema::id::{Epoch, Lsn, RecordHash};
+use storage_schema::codec::encode_record;
+use storage_schema::id::{BootId, Epoch, Lsn, RecordHash};
 use storage_schema::map::Capacities;
-use storage_schema::record::{Cause, Transaction};
+use storage_schema::record::{Cause, Record, Transaction};
 use storage_schema::resource::Kind;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -94,6 +95,20 @@ impl Pending {
     pub async fn durable(&self) -> Result<Receipt, AppendError> {
         self.ack.wait().await
     }
+}
+
+/// What a transaction would be, if it were pushed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Planned {
+    /// It fits the state.
+    Fits {
+        /// The transaction, a sync completed by its removals.
+        transaction: Transaction,
+        /// The last record that had a number.
+        state_lsn: Lsn,
+    },
+    /// It was pushed before, as this record.
+    Duplicate(Lsn),
 }
 
 /// Why a push was not taken. Nothing was journaled and nothing changed.
@@ -305,6 +320,43 @@ impl Pipeline {
                 Err(error.into())
             }
         }
+    }
+
+    /// Checks a transaction as [`Pipeline::push`] does, and changes nothing.
+    pub async fn plan(&self, mut transaction: Transaction, client: Option<String>) -> Result<Planned, PushError> {
+        self.loaded().await?;
+        let journal = &self.shared.journal;
+        if let Some(failure) = journal.failure() {
+            return Err(AppendError::Failed(failure).into());
+        }
+        let state_lsn = {
+            let mut admission = self.shared.admission();
+            if let OriginState::Duplicate(ack) = journal.origin(&transaction.origin)? {
+                return Ok(Planned::Duplicate(ack.lsn()));
+            }
+            let model = admission.loaded();
+            if transaction.cause == Cause::Sync {
+                model.complete_sync(&mut transaction);
+            }
+            let admitted = model.admit(&transaction, &self.shared.limits)?;
+            model.revert(admitted);
+            journal.watermarks().appended_lsn
+        };
+        let record = Record {
+            lsn: state_lsn.next(),
+            transaction,
+            wall_ns: 0,
+            monotonic_ns: 0,
+            boot_id: BootId::default(),
+            previous_hash: RecordHash::default(),
+            received_wall_ns: Some(0),
+            client,
+        };
+        let (bytes, limit) = (encode_record(&record).len() as u64, journal.record_bytes_max());
+        if bytes > limit {
+            return Err(AppendError::TooLarge { bytes, limit }.into());
+        }
+        Ok(Planned::Fits { transaction: record.transaction, state_lsn })
     }
 
     /// Waits until a record's state is visible. It must be durable.

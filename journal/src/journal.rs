@@ -1,6 +1,7 @@
 //! The handle: what the rest of Holdfast sees of the journal.
 
 use std::io;
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, mpsc};
 use std::thread::{self, JoinHandle};
@@ -107,6 +108,18 @@ pub struct Watermarks {
     /// The oldest record that is kept; `durable_lsn + 1` when there is none.
     pub oldest_lsn: Lsn,
 }
+
+/// Resources of the store that were read together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ResourcePage {
+    /// The resources, in the order of their names.
+    pub resources: Vec<OwnedResource>,
+    /// The name after which to go on; `None`: that was all.
+    pub next: Option<String>,
+}
+
+/// The most entries that a page looks at: the store stands still meanwhile.
+pub const PAGE_VISITS_MAX: usize = 16_384;
 
 /// What the journal knows about a push before it happens.
 #[derive(Debug)]
@@ -377,22 +390,45 @@ impl Journal {
         self.inner.shelf.with(|store| store.resource(key))
     }
 
-    /// At most `limit` resources of one kind whose names come after `name`, with the sources that they belong to. They are of one
-    /// state.
-    pub fn owned_resources_after(&self, kind: Kind, name: &str, limit: usize) -> Result<Vec<OwnedResource>, ReadError> {
-        let mut page = Vec::new();
+    /// The resources of one kind whose names begin with `prefix` and come after `after`, and which `admits` does, with the
+    /// sources that they belong to: at most `limit` of them, and those among at most [`PAGE_VISITS_MAX`] entries. They are of
+    /// one state.
+    pub fn owned_resources_page(
+        &self,
+        kind: Kind,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+        mut admits: impl FnMut(&StoredResource<'_>) -> bool,
+    ) -> Result<ResourcePage, ReadError> {
+        let mut resources = Vec::new();
         let mut failed = None;
-        let after = ResourceKey::new(kind, name);
+        let (mut visited, mut last, mut more) = (0, String::new(), false);
+        let after = after.filter(|after| *after >= prefix).map(|after| ResourceKey::new(kind, after));
+        let first = ResourceKey::new(kind, prefix);
+        let start = after.as_ref().map_or(Bound::Included(&first), Bound::Excluded);
         self.inner.shelf.with(|store| {
-            store.visit(Some(kind), Some(&after), |stored| {
-                match stored.decode() {
-                    Ok(resource) => page.push(resource),
-                    Err(error) => failed = Some(error),
+            store.visit(Some(kind), start, |stored| {
+                if !stored.name.starts_with(prefix) {
+                    return false;
                 }
-                failed.is_none() && page.len() < limit
+                if resources.len() == limit || visited == PAGE_VISITS_MAX {
+                    more = true;
+                    return false;
+                }
+                visited += 1;
+                last.clear();
+                last.push_str(stored.name);
+                if admits(&stored) {
+                    match stored.decode() {
+                        Ok(resource) => resources.push(resource),
+                        Err(error) => failed = Some(error),
+                    }
+                }
+                failed.is_none()
             })
         })?;
-        failed.map_or(Ok(page), Err)
+        failed.map_or(Ok(ResourcePage { resources, next: more.then_some(last) }), Err)
     }
 
     /// All resources of a kind (or of all), in the order of kind and name, with the record that changed each last. Read in
@@ -411,7 +447,7 @@ impl Journal {
     /// returned. The store stands still meanwhile; appends go on.
     pub fn for_each_encoded(&self, mut visit: impl FnMut(StoredResource<'_>)) -> Result<Lsn, ReadError> {
         self.inner.shelf.with(|store| {
-            store.visit(None, None, |resource| {
+            store.visit(None, Bound::Unbounded, |resource| {
                 visit(resource);
                 true
             })?;

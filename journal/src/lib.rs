@@ -100,7 +100,7 @@ pub use export::jsonl::{export_jsonl, read_jsonl, write_line};
 #[cfg(feature = "parquet")]
 pub use export::parquet::{PARQUET_COLUMNS, ParquetColumn, ParquetExport, export_parquet};
 pub use import::{ImportError, import_jsonl};
-pub use journal::{DurableWatch, Journal, OpenReport, OriginState, Watermarks};
+pub use journal::{DurableWatch, Journal, OpenReport, OriginState, PAGE_VISITS_MAX, ResourcePage, Watermarks};
 pub use keep::Compacted;
 pub use read::{EncodedRecord, Records};
 pub use reader::Reader;

@@ -1,5 +1,6 @@
 //! Resources of the store, decoded, in pages: the store is not held still for a slow reader.
 
+use std::ops::Bound;
 use std::sync::Arc;
 
 use storage_schema::codec::decode_resource;
@@ -30,7 +31,7 @@ impl Resources {
         let mut page = Vec::with_capacity(Self::PAGE);
         let mut failed = None;
         self.shelf.with(|store| {
-            store.visit(self.kind, self.after.as_ref(), |stored| {
+            store.visit(self.kind, self.after.as_ref().map_or(Bound::Unbounded, Bound::Excluded), |stored| {
                 match decode_resource(stored.encoded) {
                     Ok(resource) => page.push((resource, stored.changed_lsn)),
                     Err(source) => {

@@ -59,6 +59,7 @@ mod write;
 
 use std::fs;
 use std::io;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -246,7 +247,7 @@ impl Store {
         push: &mut dyn FnMut(Entry<'_>) -> Result<(), CheckpointError>,
     ) -> Result<(), ReadError> {
         let mut failed = None;
-        self.visit(None, None, |stored| {
+        self.visit(None, Bound::Unbounded, |stored| {
             let StoredResource { kind, name, changed_lsn, owner, encoded } = stored;
             failed = push(Entry::Resource { kind, name, changed_lsn, owner, encoded }).err();
             failed.is_none()
@@ -315,19 +316,23 @@ impl Store {
         self.stored(&stored_key, &value, &mut whole)?.decode().map(Some)
     }
 
-    /// Shows resources to `visit` in the order of their keys, from behind `after` on, until it says no.
+    /// Shows resources to `visit` in the order of their keys, from `start` on, until it says no.
     pub(crate) fn visit(
         &self,
         kind: Option<Kind>,
-        after: Option<&ResourceKey>,
+        start: Bound<&ResourceKey>,
         mut visit: impl FnMut(StoredResource<'_>) -> bool,
     ) -> Result<(), StoreError> {
         let prefix: Vec<u8> = kind.iter().map(|kind| *kind as u8).collect();
-        let start = after.map_or(prefix.clone(), |key| {
-            let mut start = resource_key(key.kind, &key.name);
-            start.push(0);
-            start
-        });
+        let start = match start {
+            Bound::Unbounded => prefix.clone(),
+            Bound::Included(key) => resource_key(key.kind, &key.name),
+            Bound::Excluded(key) => {
+                let mut start = resource_key(key.kind, &key.name);
+                start.push(0);
+                start
+            }
+        };
         let mut whole = Vec::new();
         for entry in self.trees.resources.range(start..) {
             let (key, value) = entry.map_err(database(&self.path))?;

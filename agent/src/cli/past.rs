@@ -24,7 +24,17 @@ pub struct GetArgs {
     /// The kind: services, workloads or node.
     pub kind: Kind,
     /// Only the one of this name.
+    #[arg(conflicts_with_all = ["prefix", "owner", "changed_after"])]
     pub name: Option<String>,
+    /// Only those whose names begin so.
+    #[arg(long, value_name = "TEXT")]
+    pub prefix: Option<String>,
+    /// Only those that belong to this source.
+    #[arg(long, value_name = "NAME")]
+    pub owner: Option<String>,
+    /// Only those that were changed after this record.
+    #[arg(long, value_name = "LSN", value_parser = |text: &str| text.parse().map(Lsn))]
+    pub changed_after: Option<Lsn>,
     /// As they were then: after an LSN, at a time (UTC: `2026-11-22 14:03:22`, `14:03:22` today), or `-10m` before now.
     #[arg(long, value_name = "WHEN", allow_hyphen_values = true)]
     pub at: Option<When>,

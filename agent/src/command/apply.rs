@@ -24,8 +24,8 @@ pub(super) fn run(common: &Common, args: &ApplyArgs) -> Result<(), Failure> {
     let transaction = push::transaction(&args.source, deltas);
     block_on(async {
         let client = connect(common).await?;
-        match push::push(&client, &transaction, &args.waiting).await {
-            Ok(receipt) => push::report(&receipt, &transaction, &args.waiting),
+        match push::push_or_plan(&client, &transaction, &args.waiting, args.dry_run).await {
+            Ok(outcome) => push::report_outcome(&outcome, &transaction, &args.waiting),
             Err(ClientError::Rejected(Rejection::Refused { violations, .. } | Rejection::Owned { violations, .. })) => {
                 Err(refused(&violations, &documents))
             }

@@ -1,6 +1,7 @@
 //! `holdfast get`: resources as the journal has them, or had them.
 
 use api::Stored;
+use api::filter::ResourceFilter;
 use api::replay::StateQuery;
 use comfy_table::Cell;
 use storage_schema::resource::{Kind, Locality, Node, Resource, ResourceKey, Service, Workload};
@@ -11,11 +12,12 @@ use crate::exit::{Exit, Failure};
 use crate::output::{self, few};
 
 pub(super) fn run(common: &Common, args: &GetArgs) -> Result<(), Failure> {
+    let filter = filter(args);
     let found = if args.at.is_none() && args.whose.state_dir.is_none() {
-        present(common, args)?
+        present(common, args, &filter)?
     } else {
         let at = args.at.map(|when| when.0);
-        let query = StateQuery { at, kind: Some(args.kind), name: args.name.clone() };
+        let query = StateQuery { at, kind: Some(args.kind), name: args.name.clone(), filter };
         let read = past::state(common, &args.whose, &query)?;
         match &args.name {
             Some(name) if read.value.is_empty() => {
@@ -40,12 +42,20 @@ pub(super) fn run(common: &Common, args: &GetArgs) -> Result<(), Failure> {
     output::print(&text)
 }
 
+fn filter(args: &GetArgs) -> ResourceFilter {
+    ResourceFilter {
+        name_prefix: args.prefix.clone().unwrap_or_default(),
+        owner: args.owner.clone(),
+        changed_after_lsn: args.changed_after.unwrap_or_default(),
+    }
+}
+
 /// What the agent's store says now.
-fn present(common: &Common, args: &GetArgs) -> Result<Vec<Stored>, Failure> {
+fn present(common: &Common, args: &GetArgs, filter: &ResourceFilter) -> Result<Vec<Stored>, Failure> {
     block_on(async {
         let client = connect(common).await?;
         match &args.name {
-            None => Ok(client.list(args.kind).await?),
+            None => Ok(client.list_some(args.kind, filter).await?),
             Some(name) => {
                 let key = ResourceKey::new(args.kind, name);
                 match client.get(&key).await? {

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use api::client::Client;
+use api::client::{Client, ClientError};
+use api::plan::{Effect, Plan, PlannedChange};
 use api::rejection::{Violation, Violations};
 use api::{Level, Receipt, WAIT_TIMEOUT_MAX};
 use indicatif::ProgressBar;
@@ -32,12 +33,28 @@ pub(super) fn spinner(message: impl Into<String>) -> ProgressBar {
     spinner
 }
 
-/// Pushes, and returns the receipt of a transaction that was accepted, however far it has come.
-pub(super) async fn push(
+/// What a transaction has come to.
+pub(super) enum Outcome {
+    /// It was accepted.
+    Pushed(Receipt),
+    /// It would be.
+    Planned(Plan),
+}
+
+/// Pushes, and returns the receipt of a transaction that was accepted, however far it has come; or only asks what it would change.
+pub(super) async fn push_or_plan(
     client: &Client,
     transaction: &Transaction,
     waiting: &Waiting,
-) -> Result<Receipt, api::client::ClientError> {
+    dry_run: bool,
+) -> Result<Outcome, ClientError> {
+    if dry_run {
+        return client.plan(transaction).await.map(Outcome::Planned);
+    }
+    push(client, transaction, waiting).await.map(Outcome::Pushed)
+}
+
+async fn push(client: &Client, transaction: &Transaction, waiting: &Waiting) -> Result<Receipt, ClientError> {
     let level = match waiting.wait {
         Wait::Durable => Level::Durable,
         Wait::Applied => Level::Applied,
@@ -48,8 +65,81 @@ pub(super) async fn push(
     receipt
 }
 
+/// Prints what a transaction would change.
+pub(super) fn report_plan(plan: &Plan, format: ReceiptFormat) -> Result<(), Failure> {
+    output::print(&match format {
+        ReceiptFormat::Text => plan_text(plan),
+        ReceiptFormat::Json => output::json(&plan_value(plan)),
+    })
+}
+
+fn plan_text(plan: &Plan) -> String {
+    if let Some(lsn) = plan.duplicate_lsn {
+        return format!("dry run: it was pushed before as LSN {lsn}, and would change nothing\n");
+    }
+    let line = |change: &PlannedChange| match change.effect {
+        Effect::Created => format!("+ {}\n", change.key),
+        Effect::Removed => format!("- {}, of {}, LSN {}\n", change.key, or_nobody(&change.owner), change.changed_lsn),
+        _ => format!("~ {}, of {}, LSN {}\n", change.key, or_nobody(&change.owner), change.changed_lsn),
+    };
+    let more = (plan.more > 0).then(|| format!("… and {} more\n", plan.more));
+    let counts = [
+        (plan.created, "created"),
+        (plan.updated, "updated"),
+        (plan.removed, "removed"),
+        (plan.unchanged, "unchanged"),
+        (plan.absent, "not there"),
+    ];
+    let counts: Vec<String> =
+        counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
+    let counts = if counts.is_empty() { "nothing to change".to_owned() } else { counts.join(", ") };
+    let state_lsn = plan.state_lsn;
+    let lines = plan.changes.iter().map(line).chain(more);
+    lines.chain([format!("dry run at LSN {state_lsn}: {counts}; nothing was changed\n")]).collect()
+}
+
+fn or_nobody(owner: &str) -> &str {
+    if owner.is_empty() { "nobody" } else { owner }
+}
+
+fn plan_value(plan: &Plan) -> serde_json::Value {
+    let change = |change: &PlannedChange| {
+        serde_json::json!({
+            "kind": change.key.kind.as_str(),
+            "name": change.key.name,
+            "effect": match change.effect {
+                Effect::Created => "created",
+                Effect::Removed => "removed",
+                _ => "updated",
+            },
+            "changedLsn": change.changed_lsn,
+            "owner": change.owner,
+        })
+    };
+    serde_json::json!({
+        "dryRun": true,
+        "stateLsn": plan.state_lsn,
+        "created": plan.created,
+        "updated": plan.updated,
+        "unchanged": plan.unchanged,
+        "removed": plan.removed,
+        "absent": plan.absent,
+        "changes": plan.changes.iter().map(change).collect::<Vec<_>>(),
+        "more": plan.more,
+        "duplicateLsn": plan.duplicate_lsn,
+    })
+}
+
+/// Prints what a transaction has come to.
+pub(super) fn report_outcome(outcome: &Outcome, transaction: &Transaction, waiting: &Waiting) -> Result<(), Failure> {
+    match outcome {
+        Outcome::Pushed(receipt) => report(receipt, transaction, waiting),
+        Outcome::Planned(plan) => report_plan(plan, waiting.output),
+    }
+}
+
 /// Prints a receipt; a transaction that has not come as far as was asked for is a failure, though it is accepted.
-pub(super) fn report(receipt: &Receipt, transaction: &Transaction, waiting: &Waiting) -> Result<(), Failure> {
+fn report(receipt: &Receipt, transaction: &Transaction, waiting: &Waiting) -> Result<(), Failure> {
     let (lsn, level) = (receipt.lsn, level(receipt.level));
     output::print(&match waiting.output {
         ReceiptFormat::Text if receipt.duplicate => format!("LSN {lsn}: {level}; it had been pushed before\n"),

@@ -16,6 +16,9 @@ use crate::exit::{Exit, Failure};
 use crate::manifest::Document;
 use crate::output;
 
+/// The capability of an agent that does not take a dry run for the real thing.
+const DRY_RUN: &str = "dry_run";
+
 pub(super) fn run(common: &Common, args: &SyncArgs) -> Result<(), Failure> {
     push::check_timeout(&args.waiting)?;
     let mut files = Vec::new();
@@ -37,6 +40,7 @@ pub(super) fn run(common: &Common, args: &SyncArgs) -> Result<(), Failure> {
     })?;
     match answer {
         Answer::Acked { version, receipt } => report(args, version, resources.len(), &receipt),
+        Answer::Planned { plan, .. } => push::report_plan(&plan, args.waiting.output),
         Answer::Nacked { rejection, .. } => Err(refused(&rejection, &documents)),
     }
 }
@@ -72,7 +76,11 @@ async fn sync(client: &Client, args: &SyncArgs, resources: &[Resource]) -> Resul
     };
     let mut stream = client.push(&hello).await?;
     let version = source.source_version.unwrap_or_else(|| stream.welcome().last_version.map_or(1, |last| last + 1));
-    let how = How { level: None, take_over: source.take_over };
+    let capabilities = &stream.welcome().capabilities;
+    if args.dry_run && !capabilities.iter().any(|known| known == DRY_RUN) {
+        return Err(ClientError::MissingFeature { feature: DRY_RUN }.into());
+    }
+    let how = How { level: None, take_over: source.take_over, dry_run: args.dry_run };
     match stream.sync(version, resources, how).await {
         // Why it ended is what the answers end with.
         Ok(()) | Err(SendError::Ended(_)) => {}

@@ -1,11 +1,14 @@
 //! What stands behind the API here: the applier's pipeline for pushes, the journal's store for reads.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use api::filter::{ListQuery, Page};
 use api::journal::{EncodedRecord, JournalError, RecordsQuery};
+use api::plan::{Effect, Plan, PlannedChange};
 use api::proto;
 use api::push::{JournalFacts, Push, Recollection, SourceState, Submitted};
 use api::rejection::{DeltaName, Rejection};
@@ -13,10 +16,11 @@ use api::replay::{Question, StateQuery};
 use api::server::{Backend, DatapathError, Flow, Read, Unreadable};
 use api::status::{Datapath, DatapathKind, Drift, Restart, Status, TablePressure};
 use api::{Level, Receipt, Stored};
-use applier::{Pipeline, RequestError, Target, Verification};
-use journal::{Journal, ReadError, Retention};
+use applier::{Pipeline, Planned, RequestError, Target, Verification};
+use journal::{Journal, ReadError, Retention, StoredResource};
 use storage_schema::id::{Epoch, Lsn};
-use storage_schema::resource::{Kind, ResourceKey};
+use storage_schema::record::{Delta, Transaction};
+use storage_schema::resource::ResourceKey;
 use tokio::sync::Semaphore;
 
 use super::rejection::{not_durable, not_pushed};
@@ -166,6 +170,19 @@ impl Backend for Node {
         Ok(Submitted { lsn, record_hash, duplicate, removed, durable: Box::pin(durable) })
     }
 
+    async fn plan(&self, push: Push) -> Result<Plan, Rejection> {
+        let Push { transaction, client } = push;
+        let deltas: Vec<DeltaName> = transaction.deltas.iter().map(DeltaName::from).collect();
+        let planned = self.pipeline.plan(transaction, client).await.map_err(|error| not_pushed(error, &deltas))?;
+        let (transaction, state_lsn) = match planned {
+            Planned::Duplicate(lsn) => return Ok(Plan::duplicate(lsn)),
+            Planned::Fits { transaction, state_lsn } => (transaction, state_lsn),
+        };
+        let compared = self.read(move |journal| compare(journal, transaction)).await;
+        let changes = compared.map_err(|unreadable| Rejection::Unavailable { cause: unreadable.to_string() })?.value;
+        Ok(Plan::new(state_lsn, changes))
+    }
+
     fn source(&self, name: &str) -> Option<SourceState> {
         let journal::SourceState { incarnation, last_version, last_lsn } = self.journal.source(name)?;
         Some(SourceState { incarnation, last_version, last_lsn })
@@ -207,17 +224,8 @@ impl Backend for Node {
         self.read(move |journal| Ok(journal.owned_resource(&key)?.map(stored))).await
     }
 
-    async fn resources(
-        &self,
-        kind: Kind,
-        after: Option<String>,
-        limit: usize,
-    ) -> Result<Read<Vec<Stored>>, Unreadable> {
-        let after = after.unwrap_or_default();
-        self.read(move |journal| {
-            Ok(journal.owned_resources_after(kind, &after, limit)?.into_iter().map(stored).collect())
-        })
-        .await
+    async fn resources(&self, query: ListQuery, limit: usize) -> Result<Read<Page>, Unreadable> {
+        self.read(move |journal| page(journal, &query, limit)).await
     }
 
     async fn records(&self, query: RecordsQuery) -> Result<Flow<Vec<EncodedRecord>>, JournalError> {
@@ -335,7 +343,40 @@ impl Backend for Node {
     }
 }
 
-fn stored(journal::OwnedResource { resource, changed_lsn, owner }: journal::OwnedResource) -> Stored {
+/// A page of what the store has.
+pub(super) fn page(journal: &Journal, query: &ListQuery, limit: usize) -> Result<Page, ReadError> {
+    let ListQuery { kind, filter, after } = query;
+    let admits = |stored: &StoredResource<'_>| filter.admits(stored.name, stored.owner, stored.changed_lsn);
+    let page = journal.owned_resources_page(*kind, &filter.name_prefix, after.as_deref(), limit, admits)?;
+    Ok(Page { resources: page.resources.into_iter().map(stored).collect(), next: page.next })
+}
+
+/// What becomes of each resource of a transaction, in the order of the deltas that hold.
+fn compare(journal: &Journal, transaction: Transaction) -> Result<Vec<PlannedChange>, ReadError> {
+    let mut seen = HashSet::new();
+    let mut deltas: Vec<(ResourceKey, Delta)> = Vec::with_capacity(transaction.deltas.len());
+    for delta in transaction.deltas.into_iter().rev() {
+        let key = delta.key();
+        if seen.insert(key.clone()) {
+            deltas.push((key, delta));
+        }
+    }
+    let change = |(key, delta): (ResourceKey, Delta)| {
+        let before = journal.owned_resource(&key)?;
+        let effect = match (&delta, &before) {
+            (Delta::Upsert(_), None) => Effect::Created,
+            (Delta::Upsert(resource), Some(before)) if *resource == before.resource => Effect::Unchanged,
+            (Delta::Upsert(_), Some(_)) => Effect::Updated,
+            (Delta::Remove(_), None) => Effect::Absent,
+            (Delta::Remove(_), Some(_)) => Effect::Removed,
+        };
+        let (changed_lsn, owner) = before.map(|before| (before.changed_lsn, before.owner)).unwrap_or_default();
+        Ok(PlannedChange { key, effect, changed_lsn, owner })
+    };
+    deltas.into_iter().rev().map(change).collect()
+}
+
+pub(super) fn stored(journal::OwnedResource { resource, changed_lsn, owner }: journal::OwnedResource) -> Stored {
     Stored { resource, changed_lsn, owner }
 }
 

@@ -76,7 +76,7 @@ impl Violations {
         self.push(Violation { path: path.to_string(), resource: None, description: description.into() });
     }
 
-    fn text(&mut self, path: &Path<'_>, text: String) -> Option<String> {
+    pub(crate) fn text(&mut self, path: &Path<'_>, text: String) -> Option<String> {
         if text.len() > TEXT_BYTES_MAX {
             return self.note(path, format!("{} bytes are too long: at most {TEXT_BYTES_MAX}", text.len()));
         }

@@ -208,16 +208,16 @@ pub(super) fn decode_nack(nack: proto::PushNack) -> Answer {
 
 /// A transaction of a stream, as it is sent.
 pub(super) fn encode_pushed(version: u64, deltas: &[Delta], how: How) -> proto::PushTransaction {
-    let How { level, take_over } = how;
+    let How { level, take_over, dry_run } = how;
     let level = level.map_or(proto::Level::Unspecified, encode_level).into();
-    proto::PushTransaction { version, deltas: deltas.iter().map(encode_delta).collect(), level, take_over }
+    proto::PushTransaction { version, deltas: deltas.iter().map(encode_delta).collect(), level, take_over, dry_run }
 }
 
 /// A transaction of a stream, and how far it is to come.
 pub(super) fn decode_pushed(hello: &Hello, message: proto::PushTransaction) -> Result<(Transaction, Level), Rejection> {
     let path = Path::root("transaction");
     let mut found = Violations::default();
-    let proto::PushTransaction { version, deltas, level, take_over } = message;
+    let proto::PushTransaction { version, deltas, level, take_over, dry_run: _ } = message;
     decode_version(&path, version, &mut found);
     let level = decode_level(&path.field("level"), level, &mut found).unwrap_or(hello.level);
     let deltas = decode_deltas(&path.field("deltas"), deltas, &mut found);

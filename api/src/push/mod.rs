@@ -30,6 +30,7 @@ use storage_schema::record::{Origin, Transaction};
 
 pub(crate) use self::message::{decode_level, encode_level};
 pub(crate) use self::seat::Seats;
+use crate::plan::Plan;
 use crate::rejection::Rejection;
 use crate::{Level, Receipt, WAIT_TIMEOUT_DEFAULT};
 
@@ -46,7 +47,7 @@ pub const UNANSWERED_MAX: usize = 1024;
 pub const SYNC_RESOURCES_MAX: usize = 262_144;
 
 /// What this server can do beyond protocol version 1.
-pub const CAPABILITIES: [&str; 2] = ["sync", "take_over"];
+pub const CAPABILITIES: [&str; 3] = ["sync", "take_over", "dry_run"];
 
 /// A transaction on its way to the backend.
 #[derive(Clone, Debug)]
@@ -217,13 +218,20 @@ pub enum Answer {
         /// Why.
         rejection: Rejection,
     },
+    /// It was a dry run, and would be accepted.
+    Planned {
+        /// The source's version.
+        version: u64,
+        /// What it would change.
+        plan: Plan,
+    },
 }
 
 impl Answer {
     /// The version that is answered.
     pub const fn version(&self) -> u64 {
         match self {
-            Self::Acked { version, .. } | Self::Nacked { version, .. } => *version,
+            Self::Acked { version, .. } | Self::Nacked { version, .. } | Self::Planned { version, .. } => *version,
         }
     }
 }

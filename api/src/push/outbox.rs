@@ -105,6 +105,8 @@ impl Outbox {
                 let received = self.last_received.take().map_or(0, |received| received.min(version));
                 self.unanswered.retain(|unanswered| unanswered.version > received);
             }
+            // A dry run was never sent to be journaled.
+            Answer::Planned { .. } => return,
             Answer::Nacked { .. } => {}
         }
         self.unanswered.retain(|unanswered| unanswered.version != version);

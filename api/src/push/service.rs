@@ -14,6 +14,7 @@ use super::session::{self, Session};
 use super::{Push, decode_level, encode_level, message};
 use crate::access::{self, Peer};
 use crate::convert::{Path, decode_transaction};
+use crate::plan::encode_plan;
 use crate::proto::push_service_server::PushService;
 use crate::rejection::{Rejection, Violations};
 use crate::server::{Backend, Handler, Messages};
@@ -26,7 +27,7 @@ impl<B: Backend> PushService for Handler<B> {
     async fn apply(&self, request: Request<proto::ApplyRequest>) -> Result<Response<proto::ApplyResponse>, RpcStatus> {
         let (_, extensions, message) = request.into_parts();
         let client = socket::client(&extensions);
-        let proto::ApplyRequest { transaction, wait, wait_timeout, take_over } = message;
+        let proto::ApplyRequest { transaction, wait, wait_timeout, take_over, dry_run } = message;
         let (level, timeout) = decode_wait(wait, wait_timeout).map_err(|rejection| rejection.to_status())?;
         let transaction = decode_transaction(transaction).map_err(|rejection| rejection.to_status())?;
         let transaction = Transaction { take_over, ..transaction };
@@ -35,7 +36,12 @@ impl<B: Backend> PushService for Handler<B> {
             tracing::info!(%rejection, "transaction refused");
             rejection.to_status()
         };
-        let submitted = self.backend.submit(Push { transaction, client }).await.map_err(refused)?;
+        let push = Push { transaction, client };
+        if dry_run {
+            let plan = Some(encode_plan(self.backend.plan(push).await.map_err(refused)?));
+            return Ok(Response::new(proto::ApplyResponse { plan, ..Default::default() }));
+        }
+        let submitted = self.backend.submit(push).await.map_err(refused)?;
         let receipt = submitted.receipt(Level::Durable);
         submitted.durable.await.map_err(refused)?;
         let receipt = wait_for(&*self.backend, receipt, level, tokio::time::sleep(timeout)).await;
@@ -45,6 +51,7 @@ impl<B: Backend> PushService for Handler<B> {
             duplicate: receipt.duplicate,
             record_hash: receipt.record_hash.0.to_vec(),
             blocked_reason: receipt.blocked_reason,
+            plan: None,
         }))
     }
 

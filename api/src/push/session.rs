@@ -20,6 +20,7 @@ use super::{
     CAPABILITIES, Hello, JournalFacts, PROTOCOL_VERSION, Push, Recollection, Resync, Submitted, WINDOW, Welcome,
 };
 use crate::access::{self, Peer};
+use crate::plan::{Plan, encode_plan};
 use crate::proto::push_request::Step as Asked;
 use crate::proto::push_response::Step as Said;
 use crate::rejection::{Reason, Rejection, Violation};
@@ -49,6 +50,7 @@ pub(super) struct Session<B> {
 /// A transaction that is to be answered.
 enum Owed {
     Answer { version: u64, level: Level, since: Instant, submitted: Submitted },
+    Plan { version: u64, plan: Plan },
     Nack { version: u64, rejection: Rejection },
 }
 
@@ -163,7 +165,8 @@ impl<B: Backend> Session<B> {
             };
             let next = match (step, gathering.take()) {
                 (Ok(Some(Asked::Transaction(message))), None) => {
-                    self.take(hello, message.version, decode_pushed(hello, message)).await.map(Some)
+                    let (version, dry_run) = (message.version, message.dry_run);
+                    self.take(hello, version, dry_run, decode_pushed(hello, message)).await.map(Some)
                 }
                 (Ok(Some(Asked::SyncBegin(begin))), None) => {
                     gathering = Some(Gathering::begin(hello, begin, &self.syncs, self.backend.facts()).await);
@@ -175,8 +178,9 @@ impl<B: Backend> Session<B> {
                     Ok(None)
                 }
                 (Ok(Some(Asked::SyncEnd(end))), Some(begun)) => {
+                    let dry_run = begun.is_dry_run();
                     let (version, decoded, _permit) = begun.end(hello, end);
-                    self.take(hello, version, decoded).await.map(Some)
+                    self.take(hello, version, dry_run, decoded).await.map(Some)
                 }
                 (Ok(Some(step)), begun) => Err(out_of_order(&step, begun.is_some()).into()),
                 (Ok(None), _) => Err(End::ByClient),
@@ -194,23 +198,28 @@ impl<B: Backend> Session<B> {
         }
     }
 
-    /// Gives what was decoded its place in the journal.
+    /// Gives what was decoded its place in the journal, or works out what would become of it.
     async fn take(
         &self,
         hello: &Hello,
         version: u64,
+        dry_run: bool,
         decoded: Result<(Transaction, Level), Rejection>,
     ) -> Result<Owed, End> {
-        let submitted = match decoded {
+        let since = Instant::now();
+        let client = self.peer.as_ref().map(Peer::to_string);
+        let taken = match decoded {
+            Ok((transaction, _)) if dry_run => {
+                let planned = self.backend.plan(Push { transaction, client }).await;
+                planned.map(|plan| Owed::Plan { version, plan })
+            }
             Ok((transaction, level)) => {
-                let since = Instant::now();
-                let push = Push { transaction, client: self.peer.as_ref().map(Peer::to_string) };
-                let submitted = self.backend.submit(push).await;
+                let submitted = self.backend.submit(Push { transaction, client }).await;
                 submitted.map(|submitted| Owed::Answer { version, level, since, submitted })
             }
             Err(rejection) => Err(rejection),
         };
-        match submitted {
+        match taken {
             Ok(owed) => Ok(owed),
             Err(rejection) if rejection.is_final() => {
                 tracing::info!(source = hello.source, version, %rejection, "transaction refused");
@@ -230,6 +239,7 @@ impl<B: Backend> Session<B> {
         while let Some(owed) = owing.recv().await {
             let said = match owed {
                 Owed::Nack { version, rejection } => Said::Nack(encode_nack(version, &rejection)),
+                Owed::Plan { version, plan } => Said::Plan(proto::PushPlan { version, plan: Some(encode_plan(plan)) }),
                 Owed::Answer { version, level: Level::Received, submitted, .. } => {
                     Said::Ack(encode_ack(version, &submitted.receipt(Level::Received)))
                 }

@@ -11,6 +11,7 @@ use super::message::{decode_ack, decode_nack, decode_welcome, encode_hello, enco
 use super::{Answer, Hello, Welcome, encode_level};
 use crate::client::{Client, ClientError};
 use crate::convert::encode_resource;
+use crate::plan::decode_plan;
 use crate::proto::push_request::Step as Asked;
 use crate::proto::push_response::Step as Said;
 use crate::{Level, MESSAGE_BYTES_MAX, proto};
@@ -36,11 +37,13 @@ pub struct How {
     pub level: Option<Level>,
     /// Takes over what other sources have.
     pub take_over: bool,
+    /// Only asks what it would change. Look for "dry_run" among the welcome's capabilities before.
+    pub dry_run: bool,
 }
 
 impl From<Option<Level>> for How {
     fn from(level: Option<Level>) -> Self {
-        Self { level, take_over: false }
+        Self { level, ..Self::default() }
     }
 }
 
@@ -137,9 +140,9 @@ impl PushSender {
 
     /// Begins a sync, for those who do not have it all at once. It is nothing until it is ended.
     pub async fn begin_sync(&self, version: u64, how: impl Into<How>) -> Result<(), SendError> {
-        let How { level, take_over } = how.into();
+        let How { level, take_over, dry_run } = how.into();
         let level = level.map_or(proto::Level::Unspecified, encode_level).into();
-        self.say(Asked::SyncBegin(proto::SyncBegin { version, level, take_over })).await
+        self.say(Asked::SyncBegin(proto::SyncBegin { version, level, take_over, dry_run })).await
     }
 
     /// Adds resources to the sync that was begun.
@@ -185,6 +188,9 @@ impl PushAnswers {
                 Ok(Some(Answer::Acked { version, receipt }))
             }
             Some(Said::Nack(nack)) => Ok(Some(decode_nack(nack))),
+            Some(Said::Plan(proto::PushPlan { version, plan })) => {
+                Ok(Some(Answer::Planned { version, plan: decode_plan(plan).map_err(unreadable)? }))
+            }
             Some(Said::Welcome(_)) => Err(unreadable("it is a second welcome")),
         }
     }

@@ -22,6 +22,7 @@ pub(super) struct Gathering {
     version: u64,
     level: Level,
     take_over: bool,
+    dry_run: bool,
     deltas: Vec<Delta>,
     seen: HashSet<ResourceKey>,
     /// How many resources were sent.
@@ -35,6 +36,11 @@ pub(super) struct Gathering {
 }
 
 impl Gathering {
+    /// Whether it is only to be checked.
+    pub(super) const fn is_dry_run(&self) -> bool {
+        self.dry_run
+    }
+
     /// Begins, once there is room for one more.
     pub(super) async fn begin(
         hello: &Hello,
@@ -43,7 +49,7 @@ impl Gathering {
         facts: JournalFacts,
     ) -> Self {
         let permit = Arc::clone(syncs).acquire_owned().await.expect("it is never closed");
-        let proto::SyncBegin { version, level, take_over } = begin;
+        let proto::SyncBegin { version, level, take_over, dry_run } = begin;
         let path = Path::root("sync_begin");
         let mut found = Violations::default();
         decode_version(&path, version, &mut found);
@@ -52,6 +58,7 @@ impl Gathering {
             version,
             level,
             take_over,
+            dry_run,
             deltas: Vec::new(),
             seen: HashSet::new(),
             sent: 0,

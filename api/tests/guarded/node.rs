@@ -8,7 +8,9 @@ use std::time::Duration;
 use api::Stored;
 use api::access::{Listeners, Rule, Security, Tcp};
 use api::client::Client;
+use api::filter::{ListQuery, Page};
 use api::journal::{EncodedRecord, JournalError, RecordsQuery};
+use api::plan::Plan;
 use api::proto;
 use api::push::{JournalFacts, Push, Recollection, SourceState, Submitted};
 use api::rejection::Rejection;
@@ -18,7 +20,7 @@ use api::socket::Socket;
 use api::status::{Datapath, DatapathKind, Drift, Restart, Status};
 use storage_schema::id::{Epoch, Lsn, RecordHash, StoreId};
 use storage_schema::record::{Delta, Origin, Transaction};
-use storage_schema::resource::{Kind, Resource, ResourceKey, Service};
+use storage_schema::resource::{Resource, ResourceKey, Service};
 use tempfile::TempDir;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
@@ -109,7 +111,7 @@ pub(crate) fn apply_request(wait: proto::Level) -> proto::ApplyRequest {
         transaction: Some(api::convert::encode_transaction(&transaction("test"))),
         wait: wait.into(),
         wait_timeout: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
-        take_over: false,
+        ..proto::ApplyRequest::default()
     }
 }
 
@@ -130,6 +132,10 @@ impl Backend for Node {
         let lsn = Lsn(self.pushed.fetch_add(1, Ordering::Relaxed) + 1);
         let durable = Box::pin(async { Ok(()) });
         Ok(Submitted { lsn, record_hash: RecordHash([7; 32]), duplicate: false, removed: 0, durable })
+    }
+
+    async fn plan(&self, _push: Push) -> Result<Plan, Rejection> {
+        Ok(Plan::default())
     }
 
     fn source(&self, _name: &str) -> Option<SourceState> {
@@ -154,17 +160,13 @@ impl Backend for Node {
     }
 
     /// A megabyte on every page.
-    async fn resources(
-        &self,
-        _kind: Kind,
-        _after: Option<String>,
-        limit: usize,
-    ) -> Result<Read<Vec<Stored>>, Unreadable> {
+    async fn resources(&self, _query: ListQuery, limit: usize) -> Result<Read<Page>, Unreadable> {
         let named = |i: usize| {
             let service = Service { name: format!("a/{i}"), hostname: "x".repeat(1024), ..Service::default() };
             Stored { resource: Resource::Service(service), changed_lsn: Lsn(1), owner: "test".to_owned() }
         };
-        Ok(Read { value: (0..limit).map(named).collect(), state_lsn: Lsn(0) })
+        let page = Page { resources: (0..limit).map(named).collect(), next: Some("a/last".to_owned()) };
+        Ok(Read { value: page, state_lsn: Lsn(0) })
     }
 
     async fn records(&self, query: RecordsQuery) -> Result<Flow<Vec<EncodedRecord>>, JournalError> {
