@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use storage_schema::resource::Kind;
+use storage_schema::id::Lsn;
+use storage_schema::precondition::Precondition;
+use storage_schema::resource::{Kind, ResourceKey};
 
 pub use self::api::{ApiSettings, Remote};
 pub use self::bpf::{BpfArgs, BpfCommand, DumpArgs, PinnedArgs, TableName, VerifyTablesArgs};
@@ -228,6 +230,16 @@ pub(crate) fn duration<'de, D: serde::Deserializer<'de>>(text: D) -> Result<Opti
     humantime::parse_duration(&text).map(Some).map_err(serde::de::Error::custom)
 }
 
+fn precondition(text: &str) -> Result<Precondition, String> {
+    let parsed = || {
+        let (resource, lsn) = text.rsplit_once('=')?;
+        let (kind, name) = resource.split_once(':').filter(|(_, name)| !name.is_empty())?;
+        let resource = ResourceKey::new(kind.parse::<Kind>().ok()?, name);
+        Some(Precondition { resource, changed_lsn: Lsn(lsn.parse().ok()?) })
+    };
+    parsed().ok_or_else(|| "must be a kind, a name and a record's number: service:shop/cart=812".to_owned())
+}
+
 /// How to log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -296,6 +308,10 @@ pub struct ApplyArgs {
     /// Who pushes.
     #[command(flatten)]
     pub source: Source,
+    /// Refuse it unless this record changed that resource last, as in `service:shop/cart=812`; 0: unless it does not exist. May be
+    /// given more than once.
+    #[arg(long, value_name = "KIND:NAME=LSN", value_parser = precondition)]
+    pub expect: Vec<Precondition>,
     /// Only say what would change, or why the agent would refuse it.
     #[arg(long)]
     pub dry_run: bool,
@@ -339,6 +355,10 @@ pub struct DeleteArgs {
     /// Who pushes.
     #[command(flatten)]
     pub source: Source,
+    /// Refuse it unless this record changed that resource last, as in `service:shop/cart=812`; 0: unless it does not exist. May be
+    /// given more than once.
+    #[arg(long, value_name = "KIND:NAME=LSN", value_parser = precondition)]
+    pub expect: Vec<Precondition>,
     /// Only say what would change, or why the agent would refuse it.
     #[arg(long)]
     pub dry_run: bool,

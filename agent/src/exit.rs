@@ -263,7 +263,7 @@ impl From<ClientError> for Failure {
             ClientError::Denied { .. } => Exit::Unsupported,
             ClientError::Unusable { .. } => Exit::Usage,
             ClientError::MissingFeature { .. } => Exit::Unsupported,
-            ClientError::Rejected(Rejection::Refused { .. } | Rejection::Owned { .. })
+            ClientError::Rejected(Rejection::Refused { .. } | Rejection::Owned { .. } | Rejection::Unmet { .. })
             | ClientError::TooLarge { .. } => Exit::Refused,
             ClientError::TimedOut => Exit::TimedOut,
             ClientError::Rejected(_)

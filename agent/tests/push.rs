@@ -10,11 +10,12 @@ use api::push::outbox::Outbox;
 use api::push::stream::{PushStream, SendError};
 use api::push::{Answer, Hello, Resync, WINDOW};
 use api::rejection::{Reason, Rejection};
-use api::{Level, Receipt};
+use api::{Level, Receipt, Stored};
 use running::Place;
 use storage_schema::id::Lsn;
-use storage_schema::record::Delta;
-use storage_schema::resource::{Backing, Resource, Service, Workload};
+use storage_schema::precondition::Precondition;
+use storage_schema::record::{Delta, Origin, Transaction};
+use storage_schema::resource::{Backing, Kind, Resource, ResourceKey, Service, Workload};
 use tokio_stream::StreamExt as _;
 
 fn service(name: &str) -> Delta {
@@ -281,4 +282,101 @@ async fn what_is_too_large_is_not_sent() {
     assert!(matches!(stream.send(1, &[large], None).await, Err(SendError::TooLarge { .. })));
     stream.send(1, &[service("a")], None).await.unwrap();
     assert_eq!(acked(&mut stream).await.0, 1);
+}
+
+fn expect(name: &str, changed_lsn: u64) -> Precondition {
+    let resource = ResourceKey::new(Kind::Service, format!("shop/{name}"));
+    Precondition { resource, changed_lsn: Lsn(changed_lsn) }
+}
+
+fn unmet(rejection: &Rejection) -> Vec<(&str, u64, u64)> {
+    let Rejection::Unmet { unmet, more: 0 } = rejection else { panic!("{rejection:?}") };
+    unmet.iter().map(|one| (&*one.resource.name, one.expected_lsn.0, one.actual_lsn.0)).collect()
+}
+
+#[tokio::test]
+async fn of_two_that_expect_the_same_the_second_is_refused_though_neither_is_durable() {
+    let place = Place::new();
+    let mut agent = place.start();
+    let mut stream = open(&place, &Hello::new("cp", 1)).await;
+    // All of them are under way at once.
+    stream.send_if(1, &[service("a")], &[expect("a", 0)], None).await.unwrap();
+    stream.send_if(2, &[service("a"), service("b")], &[expect("a", 0), expect("b", 7)], None).await.unwrap();
+    stream.send_if(3, &[service("b")], &[expect("a", 1), expect("b", 0)], None).await.unwrap();
+    stream.send_if(4, &[service("a")], &[expect("b", 2)], None).await.unwrap();
+    assert_eq!(acked(&mut stream).await.1.lsn, Lsn(1));
+    let Some(Answer::Nacked { version: 2, rejection }) = stream.next().await.unwrap() else { panic!("refused") };
+    assert_eq!(unmet(&rejection), [("shop/a", 0, 1), ("shop/b", 7, 0)], "as a whole, with each of them");
+    assert_eq!(acked(&mut stream).await.1.lsn, Lsn(2));
+    assert_eq!(acked(&mut stream).await.1.lsn, Lsn(3), "what is compared need not be what is changed");
+    agent.kill();
+    let _agent = place.start();
+    let client = client(&place).await;
+    let change =
+        |name| Transaction::push(Origin { source: "cp".into(), incarnation: 1, version: None }, vec![service(name)]);
+    let apply = async |name, expected: Precondition| {
+        client.apply_if(&change(name), &[expected], Level::Durable, Duration::from_secs(10)).await
+    };
+    let Err(ClientError::Rejected(rejection)) = apply("a", expect("a", 1)).await else { panic!("refused") };
+    assert_eq!(unmet(&rejection), [("shop/a", 1, 3)], "known after a restart as well");
+    let Err(ClientError::Rejected(rejection)) = client.plan(&change("b"), &[expect("b", 0)]).await else {
+        panic!("refused");
+    };
+    assert_eq!(unmet(&rejection), [("shop/b", 0, 2)]);
+    assert_eq!(apply("a", expect("a", 3)).await.unwrap().lsn, Lsn(4));
+    let stored = client.get(&expect("a", 0).resource).await.unwrap().unwrap();
+    assert_eq!(stored.value.changed_lsn, Lsn(4), "what is compared with is what is read");
+}
+
+#[tokio::test]
+async fn who_compares_and_sets_loses_no_change_of_others() {
+    const CHANGES: u32 = 20;
+    let place = Place::new();
+    let _agent = place.start();
+    let counter = |count: u32| {
+        let vip = std::net::Ipv4Addr::from(0x0a60_0000 + count).into();
+        Delta::Upsert(Resource::Service(Service { name: "shop/n".into(), vips: vec![vip], ..Service::default() }))
+    };
+    let count_up = async |client: Client| {
+        let key = expect("n", 0).resource;
+        let mut done = 0;
+        while done < CHANGES {
+            let read = client.get(&key).await.unwrap().map(|read| read.value);
+            let (count, changed_lsn) = match read {
+                Some(Stored { resource: Resource::Service(service), changed_lsn, .. }) => match service.vips[0] {
+                    std::net::IpAddr::V4(vip) => (u32::from(vip) - 0x0a60_0000, changed_lsn),
+                    vip @ std::net::IpAddr::V6(_) => panic!("{vip}"),
+                },
+                _ => (0, Lsn::ZERO),
+            };
+            let origin = Origin { source: "cp".into(), incarnation: 1, version: None };
+            let next = Transaction::push(origin, vec![counter(count + 1)]);
+            let expected = [Precondition { resource: key.clone(), changed_lsn }];
+            match client.apply_if(&next, &expected, Level::Durable, Duration::from_secs(10)).await {
+                Ok(_) => done += 1,
+                Err(ClientError::Rejected(Rejection::Unmet { .. })) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    tokio::join!(count_up(client(&place).await), count_up(client(&place).await), count_up(client(&place).await));
+    let read = client(&place).await.get(&expect("n", 0).resource).await.unwrap().unwrap().value;
+    assert_eq!(read.changed_lsn, Lsn(u64::from(3 * CHANGES)), "each change is a record, and none was made twice");
+    let Resource::Service(service) = read.resource else { panic!("it is a service") };
+    assert_eq!(service.vips, [std::net::IpAddr::from(std::net::Ipv4Addr::from(0x0a60_0000 + 3 * CHANGES))]);
+}
+
+#[test]
+fn the_command_line_compares_and_sets() {
+    let place = Place::new();
+    let _agent = place.start();
+    let apply = |expected: &str| place.run_with_stdin(&["apply", "-f", "-", "--expect", expected], running::SERVICE);
+    apply("service:shop/cart=0").succeeded();
+    let refused = apply("service:shop/cart=0");
+    assert_eq!(refused.code, 3);
+    assert_eq!(refused.stderr, "holdfast: Service shop/cart: exists, changed by record 1: it must not\n");
+    let refused = place.run(&["delete", "service", "shop/cart", "--expect", "service:shop/cart=7"]);
+    assert_eq!((refused.code, place.status()["appendedLsn"].as_u64()), (3, Some(1)));
+    place.run(&["delete", "service", "shop/cart", "--expect", "service:shop/cart=1"]).succeeded();
+    assert_eq!(apply("shop/cart").code, 2);
 }

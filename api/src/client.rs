@@ -8,6 +8,7 @@ use std::{fmt, io};
 use hyper_util::rt::TokioIo;
 use prost::Message as _;
 use storage_schema::id::{Lsn, RecordHash};
+use storage_schema::precondition::Precondition;
 use storage_schema::record::Transaction;
 use storage_schema::resource::{Kind, ResourceKey};
 use tokio::net::UnixStream;
@@ -16,7 +17,9 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use tonic::{Code, TimeoutExpired};
 
 pub use crate::access::tls::Files;
-use crate::convert::{Path as FieldPath, decode_resource, encode_key, encode_kind, encode_transaction};
+use crate::convert::{
+    Path as FieldPath, decode_resource, encode_key, encode_kind, encode_preconditions, encode_transaction,
+};
 use crate::filter::{ResourceFilter, encode_filter};
 use crate::journal::{EncodedRecord, JournalError, RecordsQuery, encode_query};
 use crate::plan::{Plan, decode_plan};
@@ -240,26 +243,46 @@ impl Client {
         wait: Level,
         timeout: Duration,
     ) -> Result<Receipt, ClientError> {
+        self.apply_if(transaction, &[], wait, timeout).await
+    }
+
+    /// [`Client::apply`], of a transaction that is refused ([`Rejection::Unmet`]) unless the preconditions hold when it has its
+    /// turn.
+    pub async fn apply_if(
+        &self,
+        transaction: &Transaction,
+        preconditions: &[Precondition],
+        wait: Level,
+        timeout: Duration,
+    ) -> Result<Receipt, ClientError> {
+        self.require_for(preconditions).await?;
         let request = proto::ApplyRequest {
             transaction: Some(encode_transaction(transaction)),
             wait: encode_level(wait).into(),
             wait_timeout: timeout.min(WAIT_TIMEOUT_MAX).try_into().ok(),
             take_over: transaction.take_over,
+            preconditions: encode_preconditions(preconditions),
             ..Default::default()
         };
         decode_receipt(self.send(request).await?)
     }
 
     /// What a transaction would change, or why it would be refused. Nothing is journaled.
-    pub async fn plan(&self, transaction: &Transaction) -> Result<Plan, ClientError> {
+    pub async fn plan(&self, transaction: &Transaction, preconditions: &[Precondition]) -> Result<Plan, ClientError> {
         self.require("dry_run").await?;
+        self.require_for(preconditions).await?;
         let request = proto::ApplyRequest {
             transaction: Some(encode_transaction(transaction)),
             take_over: transaction.take_over,
             dry_run: true,
+            preconditions: encode_preconditions(preconditions),
             ..Default::default()
         };
         decode_plan(self.send(request).await?.plan).map_err(unreadable)
+    }
+
+    async fn require_for(&self, preconditions: &[Precondition]) -> Result<(), ClientError> {
+        if preconditions.is_empty() { Ok(()) } else { self.require("preconditions").await }
     }
 
     /// Makes sure that the agent has a feature which an older one would not miss.

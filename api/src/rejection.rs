@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | refused, `Invalid` | `INVALID_ARGUMENT` | `ErrorInfo`, `BadRequest`, `ResourceInfo` |
 //! | owned by others | `FAILED_PRECONDITION` | the same; `ResourceInfo` names the owner |
+//! | preconditions do not hold | `ABORTED` | `ErrorInfo`, `PreconditionFailure`, `ResourceInfo` |
 //! | refused, `Conflict` or `Stale` | `FAILED_PRECONDITION` | the same |
 //! | refused, `Capacity` | `RESOURCE_EXHAUSTED` | the same |
 //! | busy | `RESOURCE_EXHAUSTED` | `ErrorInfo`, `RetryInfo` |
@@ -11,6 +12,9 @@
 //! | outcome unknown | `UNKNOWN` | `ErrorInfo` |
 //!
 //! `ErrorInfo` has the domain `holdfast` and a reason from [`Reason`]; that is what programs should look at.
+//! Of preconditions, `PreconditionFailure` has a violation of the type `CHANGED_LSN` for each, whose subject is kind and name with a
+//! space between; the metadata of `ErrorInfo` has `expected_lsn_0` and `actual_lsn_0` of the first, and so on. The code is that of a
+//! failed test-and-set: read again, and decide again.
 //! What is sent is bounded, as the details travel in a header: [`VIOLATIONS_MAX`] violations, each cut to
 //! [`DESCRIPTION_BYTES_MAX`]; how many more there were is in `ErrorInfo`'s metadata as `more`.
 
@@ -18,10 +22,12 @@ use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
 
+use storage_schema::id::Lsn;
+use storage_schema::precondition::Unmet;
 use storage_schema::record::Delta;
 use storage_schema::resource::{Kind, ResourceKey};
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetails, ErrorInfo, FieldViolation, StatusExt as _};
+use tonic_types::{ErrorDetails, ErrorInfo, FieldViolation, PreconditionViolation, StatusExt as _};
 
 /// The most violations that are reported at once.
 pub const VIOLATIONS_MAX: usize = 8;
@@ -49,6 +55,14 @@ pub enum Rejection {
         owner: String,
         /// Which they are.
         violations: Violations,
+    },
+    /// Preconditions do not hold: somebody else was faster.
+    #[error("{}{}", display_unmet(unmet), display_more(*more))]
+    Unmet {
+        /// The first of them.
+        unmet: Vec<Unmet>,
+        /// How many more there are.
+        more: usize,
     },
     /// Too much is waiting to be written.
     #[error("the agent is busy: try again in {retry_after:?}")]
@@ -104,6 +118,12 @@ impl Reason {
     }
 }
 
+/// The reason of preconditions that do not hold.
+pub(crate) const UNMET: &str = "PRECONDITION";
+/// The type of a violated precondition, and where its two numbers are.
+const CHANGED_LSN: &str = "CHANGED_LSN";
+const EXPECTED_LSN: &str = "expected_lsn";
+const ACTUAL_LSN: &str = "actual_lsn";
 const OWNED: &str = "OWNED";
 const BUSY: &str = "BUSY";
 const UNAVAILABLE: &str = "UNAVAILABLE";
@@ -254,11 +274,20 @@ impl Rejection {
         Self::Refused { reason: Reason::Invalid, violations: violations.into() }
     }
 
+    /// A transaction of which these preconditions do not hold.
+    pub fn unmet(unmet: impl IntoIterator<Item = Unmet>) -> Self {
+        let mut unmet: Vec<Unmet> = unmet.into_iter().collect();
+        let more = unmet.len().saturating_sub(VIOLATIONS_MAX);
+        unmet.truncate(VIOLATIONS_MAX);
+        Self::Unmet { unmet, more }
+    }
+
     /// The code of the status that says this.
     pub const fn code(&self) -> Code {
         match self {
             Self::Refused { reason, .. } => reason.code(),
             Self::Owned { .. } => Code::FailedPrecondition,
+            Self::Unmet { .. } => Code::Aborted,
             Self::Busy { .. } => Code::ResourceExhausted,
             Self::Unavailable { .. } => Code::Unavailable,
             Self::OutcomeUnknown { .. } => Code::Unknown,
@@ -270,6 +299,7 @@ impl Rejection {
         match self {
             Self::Refused { reason, .. } => reason.as_str(),
             Self::Owned { .. } => OWNED,
+            Self::Unmet { .. } => UNMET,
             Self::Busy { .. } => BUSY,
             Self::Unavailable { .. } => UNAVAILABLE,
             Self::OutcomeUnknown { .. } => OUTCOME_UNKNOWN,
@@ -280,13 +310,13 @@ impl Rejection {
     pub const fn violations(&self) -> Option<&Violations> {
         match self {
             Self::Refused { violations, .. } | Self::Owned { violations, .. } => Some(violations),
-            Self::Busy { .. } | Self::Unavailable { .. } | Self::OutcomeUnknown { .. } => None,
+            Self::Unmet { .. } | Self::Busy { .. } | Self::Unavailable { .. } | Self::OutcomeUnknown { .. } => None,
         }
     }
 
     /// Whether the same transaction would be refused again in the same state.
     pub const fn is_final(&self) -> bool {
-        matches!(self, Self::Refused { .. } | Self::Owned { .. })
+        matches!(self, Self::Refused { .. } | Self::Owned { .. } | Self::Unmet { .. })
     }
 
     /// A refusal of which a server has named the reason. One that is not known here is judged by its code.
@@ -319,18 +349,30 @@ impl Rejection {
         match self {
             Self::Refused { violations, .. } => describe(&mut details, violations, ""),
             Self::Owned { violations, owner } => describe(&mut details, violations, owner),
+            Self::Unmet { unmet, .. } => describe_unmet(&mut details, unmet),
             Self::Busy { retry_after } => {
                 details.set_retry_info(Some(*retry_after));
             }
             Self::Unavailable { .. } | Self::OutcomeUnknown { .. } => {}
         }
         let (code, reason) = (self.code(), self.reason());
-        let more = self.violations().map(|violations| violations.more).filter(|more| *more > 0);
-        let metadata: HashMap<_, _> = more.map(|more| (MORE.to_owned(), more.to_string())).into_iter().collect();
+        let (more, unmet) = match self {
+            Self::Unmet { unmet, more } => (*more, unmet.as_slice()),
+            _ => (self.violations().map_or(0, |violations| violations.more), &[][..]),
+        };
+        let mut metadata: HashMap<_, _> = (more > 0).then(|| (MORE.to_owned(), more.to_string())).into_iter().collect();
+        for (number, unmet) in unmet.iter().enumerate() {
+            metadata.insert(format!("{EXPECTED_LSN}_{number}"), unmet.expected_lsn.to_string());
+            metadata.insert(format!("{ACTUAL_LSN}_{number}"), unmet.actual_lsn.to_string());
+        }
         details.set_error_info(reason, DOMAIN, metadata);
         let message = match self {
             Self::Refused { violations, .. } | Self::Owned { violations, .. } => summary(violations),
             Self::Unavailable { cause } | Self::OutcomeUnknown { cause } => cut(cause),
+            Self::Unmet { unmet, more } => {
+                let first = unmet.first().map_or_else(String::new, |first| cut(&first.to_string()));
+                first + &display_more(unmet.len().saturating_sub(1) + more)
+            }
             Self::Busy { .. } => self.to_string(),
         };
         Status::with_error_details(code, message, details)
@@ -348,6 +390,7 @@ impl Rejection {
             }
             UNAVAILABLE => Some(Self::Unavailable { cause: cause() }),
             OUTCOME_UNKNOWN => Some(Self::OutcomeUnknown { cause: cause() }),
+            UNMET => Some(Self::Unmet { unmet: read_unmet(&details, info)?, more: read_more(info) }),
             OWNED => {
                 let owner = details.resource_info().map(|info| info.owner.clone()).unwrap_or_default();
                 Some(Self::Owned { owner, violations: read_all_violations(&details, info) })
@@ -361,8 +404,45 @@ impl Rejection {
 }
 
 fn read_all_violations(details: &ErrorDetails, info: &ErrorInfo) -> Violations {
-    let more = info.metadata.get(MORE).and_then(|more| more.parse().ok()).unwrap_or(0);
-    Violations { kept: read_violations(details), more }
+    Violations { kept: read_violations(details), more: read_more(info) }
+}
+
+fn read_more(info: &ErrorInfo) -> usize {
+    info.metadata.get(MORE).and_then(|more| more.parse().ok()).unwrap_or(0)
+}
+
+fn describe_unmet(details: &mut ErrorDetails, unmet: &[Unmet]) {
+    let violation =
+        |unmet: &Unmet| PreconditionViolation::new(CHANGED_LSN, subject(&unmet.resource), cut(&unmet.to_string()));
+    details.set_precondition_failure(unmet.iter().map(violation).collect::<Vec<_>>());
+    if let Some(Unmet { resource, .. }) = unmet.first() {
+        details.set_resource_info(resource.kind.as_str(), cut(&resource.name), "", "");
+    }
+}
+
+fn subject(resource: &ResourceKey) -> String {
+    format!("{} {}", resource.kind, cut(&resource.name))
+}
+
+fn read_unmet(details: &ErrorDetails, info: &ErrorInfo) -> Option<Vec<Unmet>> {
+    let number = |name: &str, number: usize| info.metadata.get(&format!("{name}_{number}"))?.parse().ok().map(Lsn);
+    let unmet = |(at, violation): (usize, &PreconditionViolation)| {
+        let (kind, name) = violation.subject.split_once(' ')?;
+        Some(Unmet {
+            resource: ResourceKey::new(kind.parse::<Kind>().ok()?, name),
+            expected_lsn: number(EXPECTED_LSN, at)?,
+            actual_lsn: number(ACTUAL_LSN, at)?,
+        })
+    };
+    details.precondition_failure()?.violations.iter().enumerate().map(unmet).collect()
+}
+
+fn display_unmet(unmet: &[Unmet]) -> String {
+    unmet.iter().map(Unmet::to_string).collect::<Vec<_>>().join("; ")
+}
+
+fn display_more(more: usize) -> String {
+    if more > 0 { format!("; and {more} more") } else { String::new() }
 }
 
 fn describe(details: &mut ErrorDetails, violations: &Violations, owner: &str) {

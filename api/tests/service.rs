@@ -21,6 +21,7 @@ use api::status::{Datapath, DatapathKind, Drift, Restart, Status, TablePressure}
 use api::{Level, Stored, proto};
 use storage_schema::codec::encode_record;
 use storage_schema::id::{BootId, Epoch, Lsn, RecordHash, StoreId};
+use storage_schema::precondition::{Precondition, Unmet};
 use storage_schema::record::{Delta, Origin, Record, Transaction};
 use storage_schema::resource::{Kind, Resource, ResourceKey, Service};
 use tempfile::TempDir;
@@ -42,7 +43,7 @@ struct Fake {
 
 impl Backend for Fake {
     async fn submit(&self, push: Push) -> Result<Submitted, Rejection> {
-        let Push { transaction, client } = push;
+        let Push { transaction, client, .. } = push;
         *self.client.lock().unwrap() = client;
         if let Some(rejection) = self.answer.lock().unwrap().clone() {
             return Err(rejection);
@@ -349,7 +350,7 @@ async fn a_filtered_list_goes_on_behind_pages_of_which_nothing_is_admitted() {
 #[tokio::test]
 async fn a_dry_run_is_answered_with_a_plan() {
     let running = start().await;
-    let plan = running.client.plan(&upsert(["a/b".to_owned()])).await.unwrap();
+    let plan = running.client.plan(&upsert(["a/b".to_owned()]), &[]).await.unwrap();
     assert_eq!((plan.created, plan.changes.len(), plan.changes[0].effect), (1, 1, Effect::Created));
     assert_eq!(*running.backend.pushed.lock().unwrap(), 0, "nothing was pushed");
     let mut stream = running.client.push(&Hello::new("test", 1)).await.unwrap();
@@ -709,4 +710,36 @@ async fn push_streams_are_bounded() {
     while running.client.push(&Hello::new("b", 1)).await.is_err() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+#[tokio::test]
+async fn preconditions_that_do_not_hold_come_back_as_they_were_found() {
+    let running = start().await;
+    let key = |name: &str| ResourceKey::new(Kind::Workload, name);
+    let unmet = (0..10).map(|number| Unmet {
+        resource: key(&format!("cluster1//Pod/a b/{number}")),
+        expected_lsn: Lsn(number),
+        actual_lsn: Lsn(number + 1),
+    });
+    let rejection = Rejection::unmet(unmet);
+    assert!(matches!(&rejection, Rejection::Unmet { unmet, more: 2 } if unmet.len() == 8), "{rejection:?}");
+    *running.backend.answer.lock().unwrap() = Some(rejection.clone());
+    let expected = [Precondition { resource: key("w"), changed_lsn: Lsn(3) }];
+    let transaction = upsert(["a/b".to_owned()]);
+    let Err(ClientError::Rejected(found)) =
+        running.client.apply_if(&transaction, &expected, Level::Durable, LONG).await
+    else {
+        panic!("it is refused");
+    };
+    assert_eq!(found, rejection);
+    let mut stream = running.client.push(&Hello::new("test", 1)).await.unwrap();
+    stream.send_if(1, &transaction.deltas, &expected, None).await.unwrap();
+    assert_eq!(stream.next().await.unwrap(), Some(Answer::Nacked { version: 1, rejection: rejection.clone() }));
+    let status = rejection.to_status();
+    assert_eq!(status.code(), Code::Aborted);
+    let details = status.get_error_details();
+    let first = &details.precondition_failure().unwrap().violations[0];
+    assert_eq!((&*first.r#type, &*first.subject), ("CHANGED_LSN", "Workload cluster1//Pod/a b/0"));
+    let metadata = &details.error_info().unwrap().metadata;
+    assert_eq!((&*metadata["expected_lsn_7"], &*metadata["actual_lsn_7"], &*metadata["more"]), ("7", "8", "2"));
 }

@@ -47,6 +47,7 @@ mod owner;
 pub mod pipeline;
 mod place;
 pub mod plan;
+mod precondition;
 mod projection;
 pub mod recovery;
 mod rejection;

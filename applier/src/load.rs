@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 
 use journal::{Durable, ReadError, StoredResource};
 use storage_schema::codec::{DecodeError, access_resource};
-use storage_schema::id::ResourceId;
+use storage_schema::id::{Lsn, ResourceId};
 use storage_schema::record::Record;
 use storage_schema::resource::{
     ArchivedBacking, ArchivedLocalityMode, ArchivedLocalityPreference, ArchivedLocalityScope, ArchivedNoEndpoints,
@@ -64,8 +64,15 @@ impl From<Undecodable> for ReadError {
 #[derive(Debug, Default)]
 struct Batch {
     bytes: Vec<u8>,
-    /// Each one's kind and owner, and where its name and it end.
-    ends: Vec<(Kind, Owner, usize, usize)>,
+    /// Each one's kind, who changed it, and where its name and it end.
+    ends: Vec<(Kind, By, usize, usize)>,
+}
+
+/// Who changed a resource last.
+#[derive(Clone, Copy, Debug)]
+struct By {
+    owner: Owner,
+    changed_lsn: Lsn,
 }
 
 impl Loader {
@@ -78,12 +85,12 @@ impl Loader {
 
     /// Takes in a resource as it is stored.
     pub fn add(&mut self, stored: &StoredResource<'_>) {
-        let StoredResource { kind, name, owner, encoded, .. } = *stored;
+        let StoredResource { kind, name, changed_lsn, owner, encoded } = *stored;
         let owner = self.owners.number(owner);
         self.batch.bytes.extend_from_slice(name.as_bytes());
         let name_end = self.batch.bytes.len();
         self.batch.bytes.extend_from_slice(encoded);
-        self.batch.ends.push((kind, owner, name_end, self.batch.bytes.len()));
+        self.batch.ends.push((kind, By { owner, changed_lsn }, name_end, self.batch.bytes.len()));
         if self.batch.bytes.len() < BATCH_BYTES {
             return;
         }
@@ -108,7 +115,8 @@ impl Loader {
     ) -> Result<Model, ReadError> {
         let mut model = self.collect()?;
         for record in later {
-            model.replay(&record?.transaction);
+            let record = record?;
+            model.replay(&record.transaction, record.lsn);
         }
         Ok(model.loaded())
     }
@@ -135,8 +143,8 @@ fn work(mut model: Model, batches: &Receiver<Batch>) -> Result<Model, Undecodabl
 impl Batch {
     fn load(&self, model: &mut Model) -> Result<(), Undecodable> {
         let mut start = 0;
-        for (kind, owner, name_end, end) in &self.ends {
-            load(model, *owner, &self.bytes[*name_end..*end]).map_err(|source| {
+        for (kind, by, name_end, end) in &self.ends {
+            load(model, *by, &self.bytes[*name_end..*end]).map_err(|source| {
                 let name = String::from_utf8_lossy(&self.bytes[start..*name_end]);
                 Undecodable { key: ResourceKey::new(*kind, name), source }
             })?;
@@ -146,26 +154,26 @@ impl Batch {
     }
 }
 
-fn load(model: &mut Model, owner: Owner, encoded: &[u8]) -> Result<(), DecodeError> {
+fn load(model: &mut Model, by: By, encoded: &[u8]) -> Result<(), DecodeError> {
     match access_resource(encoded)? {
         ArchivedResource::Service(service) => {
-            model.services.insert(ResourceId::named(Kind::Service, &service.name), project_service(service, owner));
+            model.services.insert(ResourceId::named(Kind::Service, &service.name), project_service(service, by));
         }
         ArchivedResource::Workload(workload) => {
             let id = ResourceId::named(Kind::Workload, &workload.uid);
-            let workload = project_workload(workload, owner);
+            let workload = project_workload(workload, by);
             for (service, _) in workload.backings.iter() {
                 model.members.entry(service).or_default().insert(id);
             }
             model.workloads.insert(id, workload);
         }
-        ArchivedResource::Node(node) => model.node = Some(project_node(node, owner)),
+        ArchivedResource::Node(node) => model.node = Some(project_node(node, by)),
     }
     Ok(())
 }
 
 #[allow(clippy::redundant_closure_for_method_calls, reason = "the type of archived addresses has no name here")]
-fn project_service(service: &ArchivedService, owner: Owner) -> Service {
+fn project_service(service: &ArchivedService, By { owner, changed_lsn }: By) -> Service {
     let ports = service.ports.iter().map(|port| ServicePort {
         name: String::new(),
         port: port.port.to_native(),
@@ -178,6 +186,7 @@ fn project_service(service: &ArchivedService, owner: Owner) -> Service {
     });
     Service {
         owner,
+        changed_lsn,
         name: service.name.as_str().into(),
         addresses: service.vips.iter().chain(service.external_addresses.iter()).map(|one| one.as_ipaddr()).collect(),
         ports: ports.collect(),
@@ -221,7 +230,7 @@ fn project_no_endpoints(no_endpoints: &ArchivedNoEndpoints) -> NoEndpoints {
 }
 
 #[allow(clippy::redundant_closure_for_method_calls, reason = "the type of archived addresses has no name here")]
-fn project_workload(workload: &ArchivedWorkload, owner: Owner) -> Workload {
+fn project_workload(workload: &ArchivedWorkload, By { owner, changed_lsn }: By) -> Workload {
     let addresses = || workload.addresses.iter().map(|address| address.as_ipaddr());
     let overrides = |backing: &ArchivedBacking| {
         let ports = backing.ports.iter().map(|port| PortOverride {
@@ -233,6 +242,7 @@ fn project_workload(workload: &ArchivedWorkload, owner: Owner) -> Workload {
     let backing = |backing: &ArchivedBacking| (ResourceId::named(Kind::Service, &backing.service), overrides(backing));
     Workload {
         owner,
+        changed_lsn,
         uid: workload.uid.as_str().into(),
         v4: addresses().find_map(|address| match address {
             IpAddr::V4(v4) => Some(v4),
@@ -262,9 +272,10 @@ fn project_workload(workload: &ArchivedWorkload, owner: Owner) -> Workload {
 }
 
 #[allow(clippy::redundant_closure_for_method_calls, reason = "the type of archived addresses has no name here")]
-fn project_node(node: &ArchivedNode, owner: Owner) -> Node {
+fn project_node(node: &ArchivedNode, By { owner, changed_lsn }: By) -> Node {
     Node {
         owner,
+        changed_lsn,
         name: node.name.as_str().into(),
         addresses: node.addresses.iter().map(|address| address.as_ipaddr()).collect(),
         place: Said {

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use storage_schema::id::ResourceId;
+use storage_schema::id::{Lsn, ResourceId};
 use storage_schema::map::{self, Capacities, FrontendKey};
 use storage_schema::record::{Cause, Delta, Transaction};
 use storage_schema::resource::{self, Kind, LocalityMode, NoEndpoints, Resource, ResourceKey};
@@ -102,8 +102,8 @@ impl Model {
         Ok(model.loaded())
     }
 
-    /// Takes in a transaction that was admitted earlier, likewise without checks.
-    pub(crate) fn replay(&mut self, transaction: &Transaction) {
+    /// Takes in a record whose transaction was admitted earlier, likewise without checks.
+    pub(crate) fn replay(&mut self, transaction: &Transaction, lsn: Lsn) {
         let mut before = Before::default();
         let owner = self.owners.number(&transaction.origin.source);
         for delta in &transaction.deltas {
@@ -112,6 +112,7 @@ impl Model {
                 Delta::Remove(key) => self.remove(key, &mut before),
             }
         }
+        self.stamp(&before, lsn);
     }
 
     /// Adds what follows from the resources, once all are there.
@@ -173,6 +174,11 @@ impl Model {
     /// Takes an admitted transaction back, the last one first: it could not be journaled, or was not meant to be.
     pub fn revert(&mut self, admitted: Admitted) {
         self.restore(admitted.before);
+    }
+
+    /// Notes the record as which an admitted transaction is in the journal.
+    pub fn journaled(&mut self, admitted: &Admitted, lsn: Lsn) {
+        self.stamp(&admitted.before, lsn);
     }
 
     /// How many table entries the state takes.
@@ -537,6 +543,25 @@ impl Model {
             }
         }
         (services, endpoints)
+    }
+
+    /// Notes the record that has changed what was touched.
+    fn stamp(&mut self, touched: &Before, lsn: Lsn) {
+        for id in touched.services.keys() {
+            if let Some(service) = self.services.get_mut(id) {
+                service.changed_lsn = lsn;
+            }
+        }
+        for id in touched.workloads.keys() {
+            if let Some(workload) = self.workloads.get_mut(id) {
+                workload.changed_lsn = lsn;
+            }
+        }
+        if touched.node.is_some()
+            && let Some(node) = &mut self.node
+        {
+            node.changed_lsn = lsn;
+        }
     }
 
     fn restore(&mut self, before: Before) {

@@ -14,6 +14,7 @@ use loader::Generation;
 use storage_schema::codec::encode_record;
 use storage_schema::id::{BootId, Epoch, Lsn, RecordHash};
 use storage_schema::map::Capacities;
+use storage_schema::precondition::Precondition;
 use storage_schema::record::{Cause, Record, Transaction};
 use storage_schema::resource::Kind;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -297,13 +298,25 @@ impl Pipeline {
     /// loaded. `client` is who pushed it, as the transport knows it, for the record.
     ///
     /// A sync ([`Cause::Sync`]) is completed on the way: what its source owns and it does not name, it removes.
-    pub async fn push(&self, mut transaction: Transaction, client: Option<String>) -> Result<Pending, PushError> {
+    pub async fn push(&self, transaction: Transaction, client: Option<String>) -> Result<Pending, PushError> {
+        self.push_if(transaction, &[], client).await
+    }
+
+    /// [`Pipeline::push`], if the preconditions hold when the transaction has its turn: with everything that was submitted before
+    /// it, and nothing else. One that was pushed before is not judged again.
+    pub async fn push_if(
+        &self,
+        mut transaction: Transaction,
+        preconditions: &[Precondition],
+        client: Option<String>,
+    ) -> Result<Pending, PushError> {
         self.loaded().await?;
         let permit = self.shared.journal.reserve().await?.client(client);
         let mut admission = self.shared.admission();
         if let OriginState::Duplicate(ack) = self.shared.journal.origin(&transaction.origin)? {
             return Ok(Pending { ack, duplicate: true, removed: 0 });
         }
+        admission.loaded().check_preconditions(preconditions)?;
         let sent = transaction.deltas.len();
         if transaction.cause == Cause::Sync {
             admission.loaded().complete_sync(&mut transaction);
@@ -312,6 +325,7 @@ impl Pipeline {
         let admitted = admission.loaded().admit(&transaction, &self.shared.limits)?;
         match permit.submit(transaction) {
             Ok(submitted) => {
+                admission.loaded().journaled(&admitted, submitted.lsn);
                 admission.queue.push_back((submitted.lsn, admitted.changes));
                 Ok(Pending { ack: submitted.ack, duplicate: false, removed })
             }
@@ -322,8 +336,13 @@ impl Pipeline {
         }
     }
 
-    /// Checks a transaction as [`Pipeline::push`] does, and changes nothing.
-    pub async fn plan(&self, mut transaction: Transaction, client: Option<String>) -> Result<Planned, PushError> {
+    /// Checks a transaction as [`Pipeline::push_if`] does, and changes nothing.
+    pub async fn plan(
+        &self,
+        mut transaction: Transaction,
+        preconditions: &[Precondition],
+        client: Option<String>,
+    ) -> Result<Planned, PushError> {
         self.loaded().await?;
         let journal = &self.shared.journal;
         if let Some(failure) = journal.failure() {
@@ -335,6 +354,7 @@ impl Pipeline {
                 return Ok(Planned::Duplicate(ack.lsn()));
             }
             let model = admission.loaded();
+            model.check_preconditions(preconditions)?;
             if transaction.cause == Cause::Sync {
                 model.complete_sync(&mut transaction);
             }

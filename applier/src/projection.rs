@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use storage_schema::id::ResourceId;
+use storage_schema::id::{Lsn, ResourceId};
 use storage_schema::resource::{self, Kind, LocalityPreference, NoEndpoints, Policy, ServicePort, WorkloadStatus};
 
 use crate::backings::Backings;
@@ -13,6 +13,8 @@ use crate::place::{Place, Said};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     pub(crate) owner: Owner,
+    /// The record that changed it last; zero until that has its number.
+    pub(crate) changed_lsn: Lsn,
     pub(crate) name: Box<str>,
     /// Virtual and external ones.
     pub(crate) addresses: Box<[IpAddr]>,
@@ -29,6 +31,8 @@ pub struct Service {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     pub(crate) owner: Owner,
+    /// The record that changed it last; zero until that has its number.
+    pub(crate) changed_lsn: Lsn,
     pub(crate) uid: Box<str>,
     pub(crate) v4: Option<Ipv4Addr>,
     pub(crate) v6: Option<Ipv6Addr>,
@@ -42,6 +46,8 @@ pub struct Workload {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Node {
     pub(crate) owner: Owner,
+    /// The record that changed it last; zero until that has its number.
+    pub(crate) changed_lsn: Lsn,
     pub(crate) name: Box<str>,
     pub(crate) addresses: Box<[IpAddr]>,
     pub(crate) place: Place,
@@ -53,6 +59,7 @@ impl Service {
         let ports = service.ports.iter().map(|port| ServicePort { name: String::new(), ..*port }).collect();
         Self {
             owner,
+            changed_lsn: Lsn::ZERO,
             name: (*service.name).into(),
             addresses: service.vips.iter().chain(&service.external_addresses).copied().collect(),
             ports,
@@ -70,6 +77,7 @@ impl Node {
     pub(crate) fn project(node: &resource::Node, owner: Owner) -> Self {
         Self {
             owner,
+            changed_lsn: Lsn::ZERO,
             name: (*node.name).into(),
             addresses: node.addresses.clone().into(),
             place: Said {
@@ -93,6 +101,7 @@ impl Workload {
         };
         Self {
             owner,
+            changed_lsn: Lsn::ZERO,
             uid: (*workload.uid).into(),
             v4: workload.addresses.iter().find_map(|address| match address {
                 IpAddr::V4(v4) => Some(*v4),

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use storage_schema::precondition::Unmet;
 use storage_schema::resource::ResourceKey;
 
 use crate::owner::Foreign;
@@ -29,6 +30,9 @@ pub enum Rejection {
     /// Resources belong to other sources, and the transaction takes nothing over.
     #[error("{}", .0.first().map(Foreign::to_string).unwrap_or_default())]
     Owned(Vec<Foreign>),
+    /// Preconditions do not hold.
+    #[error("{}", .0.first().map(Unmet::to_string).unwrap_or_default())]
+    Unmet(Vec<Unmet>),
     /// A workload backs a service that is not there.
     #[error("Workload {workload}: {field}: there is no Service {service}: push it before, or in the same transaction")]
     DanglingService {

@@ -3,6 +3,7 @@
 //! * [`id`]: newtypes for the numbers and names that must not be mixed up.
 //! * [`resource`]: what a control plane pushes (services, workloads, node configuration).
 //! * [`record`]: what the journal holds (deltas, transactions, records).
+//! * [`precondition`]: what must be so for a transaction to be accepted.
 //! * [`codec`]: puts a schema version in front of every archive, and reads all versions that there have ever been.
 //! * [`v1`], [`v2`], [`v3`]: the versions. Each defines what it changed and re-exports the rest from the one before.
 //! * [`map`]: the BPF map ABI, `no_std` and free of dependencies, compiled into the kernel programs as well.
@@ -19,6 +20,8 @@ pub mod map;
 pub mod codec;
 #[cfg(feature = "std")]
 pub mod id;
+#[cfg(feature = "std")]
+pub mod precondition;
 #[cfg(feature = "std")]
 pub mod v1;
 #[cfg(feature = "std")]

@@ -24,7 +24,7 @@ pub(super) fn run(common: &Common, args: &ApplyArgs) -> Result<(), Failure> {
     let transaction = push::transaction(&args.source, deltas);
     block_on(async {
         let client = connect(common).await?;
-        match push::push_or_plan(&client, &transaction, &args.waiting, args.dry_run).await {
+        match push::push_or_plan(&client, &transaction, &args.expect, &args.waiting, args.dry_run).await {
             Ok(outcome) => push::report_outcome(&outcome, &transaction, &args.waiting),
             Err(ClientError::Rejected(Rejection::Refused { violations, .. } | Rejection::Owned { violations, .. })) => {
                 Err(refused(&violations, &documents))

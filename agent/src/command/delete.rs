@@ -23,7 +23,7 @@ pub(super) fn run(common: &Common, args: &DeleteArgs) -> Result<(), Failure> {
             }
         }
         let transaction = push::transaction(&args.source, keys.into_iter().map(Delta::Remove).collect());
-        match push::push_or_plan(&client, &transaction, &args.waiting, args.dry_run).await {
+        match push::push_or_plan(&client, &transaction, &args.expect, &args.waiting, args.dry_run).await {
             Ok(outcome) => push::report_outcome(&outcome, &transaction, &args.waiting),
             Err(ClientError::Rejected(Rejection::Refused { violations, .. } | Rejection::Owned { violations, .. })) => {
                 let messages = violations.iter().map(push::describe).chain(push::unsaid(&violations)).collect();

@@ -7,6 +7,7 @@ use api::plan::{Effect, Plan, PlannedChange};
 use api::rejection::{Violation, Violations};
 use api::{Level, Receipt, WAIT_TIMEOUT_MAX};
 use indicatif::ProgressBar;
+use storage_schema::precondition::Precondition;
 use storage_schema::record::{Delta, Origin, Transaction};
 use storage_schema::resource::Kind;
 
@@ -45,22 +46,28 @@ pub(super) enum Outcome {
 pub(super) async fn push_or_plan(
     client: &Client,
     transaction: &Transaction,
+    preconditions: &[Precondition],
     waiting: &Waiting,
     dry_run: bool,
 ) -> Result<Outcome, ClientError> {
     if dry_run {
-        return client.plan(transaction).await.map(Outcome::Planned);
+        return client.plan(transaction, preconditions).await.map(Outcome::Planned);
     }
-    push(client, transaction, waiting).await.map(Outcome::Pushed)
+    push(client, transaction, preconditions, waiting).await.map(Outcome::Pushed)
 }
 
-async fn push(client: &Client, transaction: &Transaction, waiting: &Waiting) -> Result<Receipt, ClientError> {
+async fn push(
+    client: &Client,
+    transaction: &Transaction,
+    preconditions: &[Precondition],
+    waiting: &Waiting,
+) -> Result<Receipt, ClientError> {
     let level = match waiting.wait {
         Wait::Durable => Level::Durable,
         Wait::Applied => Level::Applied,
     };
     let spinner = spinner("waiting for the transaction");
-    let receipt = client.apply(transaction, level, waiting.timeout).await;
+    let receipt = client.apply_if(transaction, preconditions, level, waiting.timeout).await;
     spinner.finish_and_clear();
     receipt
 }

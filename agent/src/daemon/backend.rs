@@ -161,9 +161,10 @@ fn not_done(error: RequestError) -> DatapathError {
 
 impl Backend for Node {
     async fn submit(&self, push: Push) -> Result<Submitted, Rejection> {
-        let Push { transaction, client } = push;
+        let Push { transaction, preconditions, client } = push;
         let deltas: Vec<DeltaName> = transaction.deltas.iter().map(DeltaName::from).collect();
-        let pending = self.pipeline.push(transaction, client).await.map_err(|error| not_pushed(error, &deltas))?;
+        let pending = self.pipeline.push_if(transaction, &preconditions, client).await;
+        let pending = pending.map_err(|error| not_pushed(error, &deltas))?;
         let (lsn, record_hash, duplicate) = (pending.lsn(), pending.hash(), pending.is_duplicate());
         let removed = pending.removed();
         let durable = async move { pending.durable().await.map(drop).map_err(|error| not_durable(&error)) };
@@ -171,9 +172,10 @@ impl Backend for Node {
     }
 
     async fn plan(&self, push: Push) -> Result<Plan, Rejection> {
-        let Push { transaction, client } = push;
+        let Push { transaction, preconditions, client } = push;
         let deltas: Vec<DeltaName> = transaction.deltas.iter().map(DeltaName::from).collect();
-        let planned = self.pipeline.plan(transaction, client).await.map_err(|error| not_pushed(error, &deltas))?;
+        let planned = self.pipeline.plan(transaction, &preconditions, client).await;
+        let planned = planned.map_err(|error| not_pushed(error, &deltas))?;
         let (transaction, state_lsn) = match planned {
             Planned::Duplicate(lsn) => return Ok(Plan::duplicate(lsn)),
             Planned::Fits { transaction, state_lsn } => (transaction, state_lsn),

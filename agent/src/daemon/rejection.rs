@@ -71,6 +71,7 @@ fn unfit_for_the_state(unfit: &Unfit, deltas: &[DeltaName]) -> Rejection {
             let violations = foreign.iter().filter(|foreign| foreign.owner == owner).map(violation).collect();
             Rejection::Owned { owner, violations }
         }
+        Unfit::Unmet(unmet) => Rejection::unmet(unmet.iter().cloned()),
         Unfit::DanglingService { workload: uid, field, service } => {
             let description = format!("there is no Service {service}: push it before, or in the same transaction");
             conflict(workload(uid), field, description)

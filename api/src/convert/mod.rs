@@ -13,7 +13,7 @@ use std::fmt;
 
 pub(crate) use balancing::encode_drain_mode;
 pub use resource::{decode_key, decode_kind, decode_resource, encode_key, encode_kind, encode_resource};
-pub(crate) use transaction::{decode_deltas, decode_source, encode_delta};
+pub(crate) use transaction::{decode_deltas, decode_preconditions, decode_source, encode_delta, encode_preconditions};
 pub use transaction::{decode_transaction, encode_transaction};
 
 use crate::TEXT_BYTES_MAX;

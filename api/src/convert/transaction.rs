@@ -1,5 +1,7 @@
 //! Transactions.
 
+use storage_schema::id::Lsn;
+use storage_schema::precondition::Precondition;
 use storage_schema::record::{Delta, Origin, Transaction};
 
 use super::{Path, decode_key, decode_resource, encode_key, encode_resource};
@@ -55,6 +57,35 @@ pub(crate) fn decode_deltas(path: &Path<'_>, deltas: Vec<proto::Delta>, found: &
         len if len > DELTAS_MAX => found.note(path, format!("{len} deltas are too many: at most {DELTAS_MAX}")),
         _ => found.list(path, deltas, decode_delta),
     }
+}
+
+/// What must be so for a transaction to be accepted.
+pub(crate) fn decode_preconditions(
+    path: &Path<'_>,
+    preconditions: Vec<proto::Precondition>,
+    found: &mut Violations,
+) -> Option<Vec<Precondition>> {
+    if preconditions.len() > DELTAS_MAX {
+        return found.note(path, format!("{} are too many: at most {DELTAS_MAX}", preconditions.len()));
+    }
+    found.list(path, preconditions, |path, proto::Precondition { key, changed_lsn }, found| {
+        let path = path.field("key");
+        match key {
+            Some(key) => {
+                decode_key(&path, key, found).map(|resource| Precondition { resource, changed_lsn: Lsn(changed_lsn) })
+            }
+            None => found.note(&path, "is required"),
+        }
+    })
+}
+
+/// Preconditions as messages.
+pub(crate) fn encode_preconditions(preconditions: &[Precondition]) -> Vec<proto::Precondition> {
+    let encode = |Precondition { resource, changed_lsn }: &Precondition| proto::Precondition {
+        key: Some(encode_key(resource)),
+        changed_lsn: changed_lsn.0,
+    };
+    preconditions.iter().map(encode).collect()
 }
 
 /// A delta as a message.

@@ -3,13 +3,17 @@
 use std::time::Duration;
 
 use storage_schema::id::{Lsn, RecordHash, StoreId};
+use storage_schema::precondition::{Precondition, Unmet};
 use storage_schema::record::{Delta, Transaction};
 use tonic::Code;
 
 use super::stream::How;
 use super::{Answer, Hello, PROTOCOL_VERSION, Resync, SYNC_RESOURCES_MAX, UNANSWERED_MAX, Welcome};
-use crate::convert::{Path, decode_deltas, decode_key, decode_source, encode_delta, encode_key};
-use crate::rejection::{Rejection, Violation, Violations};
+use crate::convert::{
+    Path, decode_deltas, decode_key, decode_preconditions, decode_source, encode_delta, encode_key,
+    encode_preconditions,
+};
+use crate::rejection::{Rejection, UNMET, Violation, Violations};
 use crate::{
     DELTAS_MAX, Level, MESSAGE_BYTES_MAX, Receipt, TEXT_BYTES_MAX, WAIT_TIMEOUT_DEFAULT, WAIT_TIMEOUT_MAX, proto,
 };
@@ -181,24 +185,49 @@ pub(super) fn encode_nack(version: u64, rejection: &Rejection) -> proto::PushNac
             Rejection::Owned { owner, .. } => owner.clone(),
             _ => String::new(),
         },
+        ..Default::default()
     };
+    let (unmet, unmet_more) = match rejection {
+        Rejection::Unmet { unmet, more } => (unmet.as_slice(), *more),
+        _ => (&[][..], 0),
+    };
+    let unmet = unmet.iter().map(|unmet| proto::PushError {
+        field: "transaction.preconditions".to_owned(),
+        resource: Some(encode_key(&unmet.resource)),
+        description: unmet.to_string(),
+        expected_lsn: Some(unmet.expected_lsn.0),
+        actual_lsn: Some(unmet.actual_lsn.0),
+        ..Default::default()
+    });
     let violations = rejection.violations();
+    let more = violations.map_or(unmet_more, Violations::more);
     proto::PushNack {
         version,
         code: rejection.code() as i32,
         reason: rejection.reason().to_owned(),
         message: rejection.to_string(),
-        errors: violations.into_iter().flat_map(Violations::iter).map(error).collect(),
-        more: violations.map_or(0, |violations| u32::try_from(violations.more()).unwrap_or(u32::MAX)),
+        errors: violations.into_iter().flat_map(Violations::iter).map(error).chain(unmet).collect(),
+        more: u32::try_from(more).unwrap_or(u32::MAX),
     }
 }
 
 pub(super) fn decode_nack(nack: proto::PushNack) -> Answer {
     let proto::PushNack { version, code, reason, message, errors, more } = nack;
+    let key = |key: Option<proto::ResourceKey>| {
+        key.and_then(|key| decode_key(&Path::root("key"), key, &mut Violations::default()))
+    };
+    if reason == UNMET {
+        let unmet = |error: proto::PushError| {
+            let (expected_lsn, actual_lsn) = (Lsn(error.expected_lsn?), Lsn(error.actual_lsn?));
+            Some(Unmet { resource: key(error.resource)?, expected_lsn, actual_lsn })
+        };
+        let rejection = Rejection::Unmet { unmet: errors.into_iter().filter_map(unmet).collect(), more: more as usize };
+        return Answer::Nacked { version, rejection };
+    }
     let owner = errors.first().map(|error| error.owner.clone()).unwrap_or_default();
     let violation = |error: proto::PushError| Violation {
         path: error.field,
-        resource: error.resource.and_then(|key| decode_key(&Path::root("key"), key, &mut Violations::default())),
+        resource: key(error.resource),
         description: error.description,
     };
     let violations = Violations::new(errors.into_iter().map(violation).collect(), more as usize);
@@ -206,24 +235,46 @@ pub(super) fn decode_nack(nack: proto::PushNack) -> Answer {
     Answer::Nacked { version, rejection }
 }
 
+/// A transaction that was read from a stream.
+pub(super) struct Pushed {
+    pub(super) transaction: Transaction,
+    pub(super) preconditions: Vec<Precondition>,
+    /// How far it is to come.
+    pub(super) level: Level,
+}
+
 /// A transaction of a stream, as it is sent.
-pub(super) fn encode_pushed(version: u64, deltas: &[Delta], how: How) -> proto::PushTransaction {
+pub(super) fn encode_pushed(
+    version: u64,
+    deltas: &[Delta],
+    preconditions: &[Precondition],
+    how: How,
+) -> proto::PushTransaction {
     let How { level, take_over, dry_run } = how;
     let level = level.map_or(proto::Level::Unspecified, encode_level).into();
-    proto::PushTransaction { version, deltas: deltas.iter().map(encode_delta).collect(), level, take_over, dry_run }
+    proto::PushTransaction {
+        version,
+        deltas: deltas.iter().map(encode_delta).collect(),
+        level,
+        take_over,
+        dry_run,
+        preconditions: encode_preconditions(preconditions),
+    }
 }
 
 /// A transaction of a stream, and how far it is to come.
-pub(super) fn decode_pushed(hello: &Hello, message: proto::PushTransaction) -> Result<(Transaction, Level), Rejection> {
+pub(super) fn decode_pushed(hello: &Hello, message: proto::PushTransaction) -> Result<Pushed, Rejection> {
     let path = Path::root("transaction");
     let mut found = Violations::default();
-    let proto::PushTransaction { version, deltas, level, take_over, dry_run: _ } = message;
+    let proto::PushTransaction { version, deltas, level, take_over, dry_run: _, preconditions } = message;
     decode_version(&path, version, &mut found);
     let level = decode_level(&path.field("level"), level, &mut found).unwrap_or(hello.level);
     let deltas = decode_deltas(&path.field("deltas"), deltas, &mut found);
-    match deltas {
-        Some(deltas) if found.is_empty() => {
-            Ok((Transaction { take_over, ..Transaction::push(hello.origin(version), deltas) }, level))
+    let preconditions = decode_preconditions(&path.field("preconditions"), preconditions, &mut found);
+    match deltas.zip(preconditions) {
+        Some((deltas, preconditions)) if found.is_empty() => {
+            let transaction = Transaction { take_over, ..Transaction::push(hello.origin(version), deltas) };
+            Ok(Pushed { transaction, preconditions, level })
         }
         _ => Err(Rejection::invalid(found)),
     }

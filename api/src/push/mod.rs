@@ -26,6 +26,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use storage_schema::id::{Lsn, RecordHash, StoreId};
+use storage_schema::precondition::Precondition;
 use storage_schema::record::{Origin, Transaction};
 
 pub(crate) use self::message::{decode_level, encode_level};
@@ -47,13 +48,15 @@ pub const UNANSWERED_MAX: usize = 1024;
 pub const SYNC_RESOURCES_MAX: usize = 262_144;
 
 /// What this server can do beyond protocol version 1.
-pub const CAPABILITIES: [&str; 3] = ["sync", "take_over", "dry_run"];
+pub const CAPABILITIES: [&str; 4] = ["sync", "take_over", "dry_run", "preconditions"];
 
 /// A transaction on its way to the backend.
 #[derive(Clone, Debug)]
 pub struct Push {
     /// What is pushed.
     pub transaction: Transaction,
+    /// What must be so when it has its turn.
+    pub preconditions: Vec<Precondition>,
     /// Who pushes, as the transport knows it ([`crate::socket::client`]).
     pub client: Option<String>,
 }

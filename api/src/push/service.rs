@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use storage_schema::precondition::Precondition;
 use storage_schema::record::Transaction;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -13,7 +14,7 @@ use tracing::Instrument as _;
 use super::session::{self, Session};
 use super::{Push, decode_level, encode_level, message};
 use crate::access::{self, Peer};
-use crate::convert::{Path, decode_transaction};
+use crate::convert::{self, Path, decode_transaction};
 use crate::plan::encode_plan;
 use crate::proto::push_service_server::PushService;
 use crate::rejection::{Rejection, Violations};
@@ -27,16 +28,17 @@ impl<B: Backend> PushService for Handler<B> {
     async fn apply(&self, request: Request<proto::ApplyRequest>) -> Result<Response<proto::ApplyResponse>, RpcStatus> {
         let (_, extensions, message) = request.into_parts();
         let client = socket::client(&extensions);
-        let proto::ApplyRequest { transaction, wait, wait_timeout, take_over, dry_run } = message;
+        let proto::ApplyRequest { transaction, wait, wait_timeout, take_over, dry_run, preconditions } = message;
         let (level, timeout) = decode_wait(wait, wait_timeout).map_err(|rejection| rejection.to_status())?;
         let transaction = decode_transaction(transaction).map_err(|rejection| rejection.to_status())?;
         let transaction = Transaction { take_over, ..transaction };
+        let preconditions = decode_preconditions(preconditions).map_err(|rejection| rejection.to_status())?;
         access::check_source(Peer::of(&extensions).as_ref(), &transaction.origin.source)?;
         let refused = |rejection: Rejection| {
             tracing::info!(%rejection, "transaction refused");
             rejection.to_status()
         };
-        let push = Push { transaction, client };
+        let push = Push { transaction, preconditions, client };
         if dry_run {
             let plan = Some(encode_plan(self.backend.plan(push).await.map_err(refused)?));
             return Ok(Response::new(proto::ApplyResponse { plan, ..Default::default() }));
@@ -90,6 +92,12 @@ pub(super) async fn wait_for<B: Backend>(
         }
     }
     receipt
+}
+
+fn decode_preconditions(preconditions: Vec<proto::Precondition>) -> Result<Vec<Precondition>, Rejection> {
+    let mut found = Violations::default();
+    let decoded = convert::decode_preconditions(&Path::root("preconditions"), preconditions, &mut found);
+    decoded.ok_or_else(|| Rejection::invalid(found))
 }
 
 fn decode_wait(level: i32, timeout: Option<prost_types::Duration>) -> Result<(Level, Duration), Rejection> {

@@ -7,12 +7,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use storage_schema::record::Transaction;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tonic::{Code, Status as RpcStatus, Streaming};
 
-use super::message::{decode_hello, decode_pushed, encode_ack, encode_nack, encode_welcome};
+use super::message::{Pushed, decode_hello, decode_pushed, encode_ack, encode_nack, encode_welcome};
 use super::seat::{NoSeat, Seats, Taken};
 use super::service::wait_for;
 use super::sync::Gathering;
@@ -204,17 +203,17 @@ impl<B: Backend> Session<B> {
         hello: &Hello,
         version: u64,
         dry_run: bool,
-        decoded: Result<(Transaction, Level), Rejection>,
+        decoded: Result<Pushed, Rejection>,
     ) -> Result<Owed, End> {
         let since = Instant::now();
         let client = self.peer.as_ref().map(Peer::to_string);
         let taken = match decoded {
-            Ok((transaction, _)) if dry_run => {
-                let planned = self.backend.plan(Push { transaction, client }).await;
+            Ok(Pushed { transaction, preconditions, .. }) if dry_run => {
+                let planned = self.backend.plan(Push { transaction, preconditions, client }).await;
                 planned.map(|plan| Owed::Plan { version, plan })
             }
-            Ok((transaction, level)) => {
-                let submitted = self.backend.submit(Push { transaction, client }).await;
+            Ok(Pushed { transaction, preconditions, level }) => {
+                let submitted = self.backend.submit(Push { transaction, preconditions, client }).await;
                 submitted.map(|submitted| Owed::Answer { version, level, since, submitted })
             }
             Err(rejection) => Err(rejection),

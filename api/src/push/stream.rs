@@ -1,6 +1,7 @@
 //! The client's end of a push stream.
 
 use prost::Message as _;
+use storage_schema::precondition::Precondition;
 use storage_schema::record::Delta;
 use storage_schema::resource::Resource;
 use tokio::sync::mpsc;
@@ -113,6 +114,17 @@ impl PushStream {
         self.sender.send(version, deltas, how).await
     }
 
+    /// See [`PushSender::send_if`].
+    pub async fn send_if(
+        &self,
+        version: u64,
+        deltas: &[Delta],
+        preconditions: &[Precondition],
+        how: impl Into<How>,
+    ) -> Result<(), SendError> {
+        self.sender.send_if(version, deltas, preconditions, how).await
+    }
+
     /// See [`PushSender::sync`].
     pub async fn sync(&self, version: u64, resources: &[Resource], how: impl Into<How>) -> Result<(), SendError> {
         self.sender.sync(version, resources, how).await
@@ -128,7 +140,19 @@ impl PushSender {
     /// Sends a transaction. Waits while the agent does not read on, which it does not while its window is full of answers that
     /// nobody reads.
     pub async fn send(&self, version: u64, deltas: &[Delta], how: impl Into<How>) -> Result<(), SendError> {
-        self.say(Asked::Transaction(encode_pushed(version, deltas, how.into()))).await
+        self.send_if(version, deltas, &[], how).await
+    }
+
+    /// [`PushSender::send`], of a transaction that is refused unless the preconditions hold when it has its turn. Look for
+    /// "preconditions" among the welcome's capabilities before.
+    pub async fn send_if(
+        &self,
+        version: u64,
+        deltas: &[Delta],
+        preconditions: &[Precondition],
+        how: impl Into<How>,
+    ) -> Result<(), SendError> {
+        self.say(Asked::Transaction(encode_pushed(version, deltas, preconditions, how.into()))).await
     }
 
     /// Sends everything that the source has, as one transaction, which removes what it had before and is not among this.

@@ -11,7 +11,7 @@ use storage_schema::record::{Cause, Delta, Transaction};
 use storage_schema::resource::ResourceKey;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::message::{decode_level, decode_version};
+use super::message::{Pushed, decode_level, decode_version};
 use super::{Hello, JournalFacts, SYNC_RESOURCES_MAX};
 use crate::convert::{Path, decode_resource};
 use crate::rejection::{Reason, Rejection, Violation, Violations};
@@ -110,7 +110,7 @@ impl Gathering {
         mut self,
         hello: &Hello,
         end: proto::SyncEnd,
-    ) -> (u64, Result<(Transaction, Level), Rejection>, OwnedSemaphorePermit) {
+    ) -> (u64, Result<Pushed, Rejection>, OwnedSemaphorePermit) {
         let Self { version, level, take_over, .. } = self;
         if end.resources != self.sent {
             let description = format!("says {}, and {} were sent", end.resources, self.sent);
@@ -122,7 +122,8 @@ impl Gathering {
             Err(Rejection::Refused { reason: Reason::Capacity, violations: violation.into() })
         } else if self.found.is_empty() {
             let transaction = Transaction::push(hello.origin(version), self.deltas);
-            Ok((Transaction { cause: Cause::Sync, take_over, ..transaction }, level))
+            let transaction = Transaction { cause: Cause::Sync, take_over, ..transaction };
+            Ok(Pushed { transaction, preconditions: Vec::new(), level })
         } else {
             Err(Rejection::invalid(self.found))
         };
