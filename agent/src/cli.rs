@@ -4,6 +4,7 @@ mod api;
 mod bpf;
 mod journal;
 mod past;
+mod watch;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -22,6 +23,7 @@ pub use self::journal::{
     ShowArgs, SnapshotArgs, SnapshotCommand, VerifyArgs, Which,
 };
 pub use self::past::{DiffArgs, GetArgs, HistoryArgs, TransportName, Whose, WhyArgs};
+pub use self::watch::{WatchArgs, WatchCommand, WatchFormat, WatchRecordsArgs, WatchStateArgs};
 use crate::exit::Exit;
 
 const STYLES: Styles = Styles::styled()
@@ -86,6 +88,9 @@ pub enum Command {
         after_help = "Examples:\n  holdfast get services\n  holdfast get workload cluster1//Pod/bookinfo/reviews-v1 -o yaml\n  holdfast get services --at -10m\n  holdfast get workloads --prefix cluster1//Pod/bookinfo/ --owner istiod --changed-after 812"
     )]
     Get(GetArgs),
+    /// Show what happens, as it happens: records, or resources and what becomes of them.
+    #[command(after_help = "Examples:\n  holdfast watch records\n  holdfast watch state --kind service")]
+    Watch(WatchArgs),
     /// Compare two moments: which resources differ, field by field, and who changed them; with --maps the table entries too.
     #[command(
         after_help = "Examples:\n  holdfast diff -10m\n  holdfast diff 811 812 --maps\n  holdfast diff '2026-11-22 14:00:00' 14:05:00 --kind workload --state-dir ./copy"

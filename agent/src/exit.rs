@@ -187,7 +187,7 @@ impl From<SnapshotError> for Failure {
 impl From<JournalError> for Failure {
     fn from(error: JournalError) -> Self {
         let exit = match &error {
-            JournalError::OutOfRange(_) => Exit::NotFound,
+            JournalError::OutOfRange(_) | JournalError::Compacted { .. } => Exit::NotFound,
             JournalError::Invalid(_) => Exit::Usage,
             JournalError::Damaged(_) => Exit::Damaged,
             JournalError::Busy(_) | JournalError::Failed(_) => Exit::Failure,
@@ -260,9 +260,8 @@ impl From<ClientError> for Failure {
             ClientError::Unreachable { .. } => {
                 return Self::new(Exit::Unreachable, format!("{error}: is `holdfast agent` running there?"));
             }
-            ClientError::Denied { .. } => Exit::Unsupported,
+            ClientError::Denied { .. } | ClientError::MissingFeature { .. } => Exit::Unsupported,
             ClientError::Unusable { .. } => Exit::Usage,
-            ClientError::MissingFeature { .. } => Exit::Unsupported,
             ClientError::Rejected(Rejection::Refused { .. } | Rejection::Owned { .. } | Rejection::Unmet { .. })
             | ClientError::TooLarge { .. } => Exit::Refused,
             ClientError::TimedOut => Exit::TimedOut,

@@ -41,9 +41,8 @@ pub(crate) fn filter(query: &RecordsQuery) -> Filter {
 pub(crate) fn refused(error: ReadError) -> JournalError {
     let message = error.to_string();
     match error {
-        ReadError::Compacted { .. } | ReadError::NotThere { .. } | ReadError::NoState { .. } => {
-            JournalError::OutOfRange(message)
-        }
+        ReadError::Compacted { wanted, oldest_lsn } => JournalError::Compacted { wanted_lsn: wanted, oldest_lsn },
+        ReadError::NotThere { .. } | ReadError::NoState { .. } => JournalError::OutOfRange(message),
         ReadError::Damaged { .. } | ReadError::Undecodable { .. } => JournalError::Damaged(message),
         _ => JournalError::Failed(message),
     }

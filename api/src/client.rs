@@ -436,12 +436,17 @@ impl Client {
         PushServiceClient::new(self.channel.clone())
     }
 
-    fn journal_client(&self) -> JournalServiceClient<Channel> {
+    pub(crate) fn journal_client(&self) -> JournalServiceClient<Channel> {
         JournalServiceClient::new(self.channel.clone()).max_decoding_message_size(RECORD_MESSAGE_BYTES_MAX)
     }
 
     pub(crate) fn replay_client(&self) -> ReplayServiceClient<Channel> {
         ReplayServiceClient::new(self.channel.clone()).max_decoding_message_size(RECORD_MESSAGE_BYTES_MAX)
+    }
+
+    /// A record may be larger than a page, and what it changes comes in one message.
+    pub(crate) fn watching_client(&self) -> ResourceServiceClient<Channel> {
+        self.resources_client().max_decoding_message_size(RECORD_MESSAGE_BYTES_MAX)
     }
 
     fn resources_client(&self) -> ResourceServiceClient<Channel> {

@@ -8,13 +8,19 @@ use storage_schema::record::{Cause, Drained, Event, Record};
 use storage_schema::resource::Kind;
 use tonic::Code;
 use tonic::codegen::Bytes;
+use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::convert::{Path, decode_kind, encode_drain_mode, encode_kind, encode_transaction};
 use crate::proto;
-use crate::rejection::{Rejection, Violation, Violations};
+use crate::rejection::{DOMAIN, Rejection, Violation, Violations};
 
 /// The most records that [`RecordsQuery::last`] may ask for.
 pub const LAST_MAX: u32 = 100_000;
+
+/// The reason of what retention has let go, and where its numbers are.
+const COMPACTED: &str = "COMPACTED";
+const WANTED_LSN: &str = "wanted_lsn";
+const OLDEST_LSN: &str = "oldest_lsn";
 
 /// A place in the journal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +77,14 @@ pub enum JournalError {
     /// What was asked for is not there: let go by retention, or not appended yet.
     #[error("{0}")]
     OutOfRange(String),
+    /// Retention has let it go.
+    #[error("record {wanted_lsn} is no longer kept: the oldest one is {oldest_lsn}")]
+    Compacted {
+        /// The record asked for.
+        wanted_lsn: Lsn,
+        /// The oldest one that is still there.
+        oldest_lsn: Lsn,
+    },
     /// The request contradicts itself.
     #[error("{0}")]
     Invalid(String),
@@ -88,6 +102,12 @@ pub enum JournalError {
 impl JournalError {
     pub(crate) fn to_status(&self) -> tonic::Status {
         let code = match self {
+            Self::Compacted { wanted_lsn, oldest_lsn } => {
+                let lsns = [(WANTED_LSN, wanted_lsn), (OLDEST_LSN, oldest_lsn)];
+                let metadata = lsns.map(|(name, lsn)| (name.to_owned(), lsn.to_string()));
+                let details = ErrorDetails::with_error_info(COMPACTED, DOMAIN, metadata);
+                return tonic::Status::with_error_details(Code::OutOfRange, self.to_string(), details);
+            }
             Self::OutOfRange(_) => Code::OutOfRange,
             Self::Invalid(_) => Code::InvalidArgument,
             Self::Busy(_) => Code::ResourceExhausted,
@@ -100,12 +120,20 @@ impl JournalError {
     pub(crate) fn from_status(status: &tonic::Status) -> Option<Self> {
         let message = status.message().to_owned();
         match status.code() {
-            Code::OutOfRange => Some(Self::OutOfRange(message)),
+            Code::OutOfRange => Some(compacted(status).unwrap_or(Self::OutOfRange(message))),
             Code::DataLoss => Some(Self::Damaged(message)),
             Code::ResourceExhausted => Some(Self::Busy(message)),
             _ => None,
         }
     }
+}
+
+/// What retention has let go, if that is what the status says.
+fn compacted(status: &tonic::Status) -> Option<JournalError> {
+    let details = status.get_error_details();
+    let info = details.error_info().filter(|info| info.domain == DOMAIN && info.reason == COMPACTED)?;
+    let lsn = |name: &str| info.metadata.get(name)?.parse().ok().map(Lsn);
+    Some(JournalError::Compacted { wanted_lsn: lsn(WANTED_LSN)?, oldest_lsn: lsn(OLDEST_LSN)? })
 }
 
 pub(crate) fn encode_query(query: &RecordsQuery) -> proto::ReadRecordsRequest {

@@ -7,6 +7,7 @@
 //! * [`access`]: who may call what; [`layers`]: what each call goes through, and what it may cost.
 //! * [`push`]: the push protocol, both ends of it. [`plan`]: what a transaction would change.
 //! * [`filter`]: which resources are meant.
+//! * [`watch`]: records and the state, told as they come.
 //! * [`journal`]: reading the journal through it. [`replay`]: asking what was, and why.
 //! * [`client`]: the other end, which speaks `storage-schema` types.
 //!
@@ -29,6 +30,7 @@ pub mod server;
 mod services;
 pub mod socket;
 pub mod status;
+pub mod watch;
 
 /// The generated messages, clients and servers of `holdfast.v1`.
 pub mod proto {

@@ -188,18 +188,18 @@ fn refuse(path: &str, description: String, found: &mut Violations) {
     found.push(Violation { path: path.to_owned(), resource: None, description });
 }
 
-fn encode_some_kind(kind: Option<Kind>) -> i32 {
+pub(crate) fn encode_some_kind(kind: Option<Kind>) -> i32 {
     kind.map_or(proto::Kind::Unspecified, encode_kind).into()
 }
 
-fn decode_some_kind(field: &'static str, kind: i32, found: &mut Violations) -> Option<Kind> {
+pub(crate) fn decode_some_kind(field: &'static str, kind: i32, found: &mut Violations) -> Option<Kind> {
     match proto::Kind::try_from(kind) {
         Ok(proto::Kind::Unspecified) => None,
         _ => decode_kind(&Path::root(field), kind, found),
     }
 }
 
-fn given(text: String) -> Option<String> {
+pub(crate) fn given(text: String) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 

@@ -7,6 +7,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use storage_schema::id::Lsn;
@@ -36,6 +37,10 @@ use crate::rejection::{Rejection, Violation, Violations};
 use crate::replay::{Question, StateQuery};
 use crate::services::{capabilities, health, reflection};
 use crate::status::{Status, encode_status};
+use crate::watch::{
+    RecordsStep, RecordsWatch, StateStep, StateWatch, decode_records_watch, decode_state_watch, encode_records_step,
+    encode_state_step,
+};
 use crate::{MESSAGE_BYTES_MAX, Stored, proto};
 
 /// What a backend tells bit by bit. It ends when the receiver is dropped.
@@ -75,6 +80,15 @@ pub trait Backend: Send + Sync + 'static {
         &self,
         query: RecordsQuery,
     ) -> impl Future<Output = Result<Flow<Vec<EncodedRecord>>, JournalError>> + Send;
+
+    /// Records, from one on or from now on, without end.
+    fn watch_records(
+        &self,
+        watch: RecordsWatch,
+    ) -> impl Future<Output = Result<Flow<RecordsStep>, JournalError>> + Send;
+
+    /// Resources, and what becomes of them, without end.
+    fn watch_state(&self, watch: StateWatch) -> impl Future<Output = Result<Flow<StateStep>, JournalError>> + Send;
 
     /// How much journal there is.
     fn journal_stats(&self) -> impl Future<Output = Result<proto::GetJournalStatsResponse, JournalError>> + Send;
@@ -270,10 +284,50 @@ where
     Box::pin(flow.map(move |step| encode(step.map_err(|error| error.to_status())?)))
 }
 
+/// Messages without end, which end when the agent stops.
+struct UntilStopped<M> {
+    messages: Option<Messages<M>>,
+    stop: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl<M> UntilStopped<M> {
+    fn new(messages: Messages<M>, mut stopping: watch::Receiver<bool>) -> Self {
+        let stop = async move { drop(stopping.wait_for(|stopping| *stopping).await) };
+        Self { messages: Some(messages), stop: Box::pin(stop) }
+    }
+}
+
+impl<M> Stream for UntilStopped<M> {
+    type Item = Result<M, RpcStatus>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Self { messages, stop } = &mut *self;
+        let Some(running) = messages else { return Poll::Ready(None) };
+        if stop.as_mut().poll(context).is_ready() {
+            *messages = None;
+            let cause = "the agent is stopping".to_owned();
+            return Poll::Ready(Some(Err(Rejection::Unavailable { cause }.to_status())));
+        }
+        running.as_mut().poll_next(context)
+    }
+}
+
 pub(crate) type Messages<M> = Pin<Box<dyn Stream<Item = Result<M, RpcStatus>> + Send>>;
 
 #[tonic::async_trait]
 impl<B: Backend> ResourceService for Handler<B> {
+    type WatchStateStream = Messages<proto::WatchStateResponse>;
+
+    async fn watch_state(
+        &self,
+        request: Request<proto::WatchStateRequest>,
+    ) -> Result<Response<Self::WatchStateStream>, RpcStatus> {
+        let watch = decode_state_watch(request.into_inner()).map_err(|rejection| rejection.to_status())?;
+        let flow = self.backend.watch_state(watch).await.map_err(|error| error.to_status())?;
+        let messages = passed_on(flow, |step| Ok(encode_state_step(step)));
+        Ok(Response::new(Box::pin(UntilStopped::new(messages, self.stopping.clone()))))
+    }
+
     async fn get_resource(
         &self,
         request: Request<proto::GetResourceRequest>,
@@ -334,6 +388,17 @@ impl<B: Backend> JournalService for Handler<B> {
     type ReadRecordsStream = Messages<proto::ReadRecordsResponse>;
     type VerifyJournalStream = Messages<proto::VerifyJournalResponse>;
     type SaveSnapshotStream = Messages<proto::SaveSnapshotResponse>;
+    type WatchRecordsStream = Messages<proto::WatchRecordsResponse>;
+
+    async fn watch_records(
+        &self,
+        request: Request<proto::WatchRecordsRequest>,
+    ) -> Result<Response<Self::WatchRecordsStream>, RpcStatus> {
+        let (watch, encoded) = decode_records_watch(request.into_inner()).map_err(|rejection| rejection.to_status())?;
+        let flow = self.backend.watch_records(watch).await.map_err(|error| error.to_status())?;
+        let messages = passed_on(flow, move |step| encode_records_step(step, encoded));
+        Ok(Response::new(Box::pin(UntilStopped::new(messages, self.stopping.clone()))))
+    }
 
     async fn read_records(
         &self,

@@ -18,6 +18,7 @@ use api::replay::{Question, StateQuery};
 use api::server::{Backend, DatapathError, Flow, Limits, Read, Unreadable, serve};
 use api::socket::Socket;
 use api::status::{Datapath, DatapathKind, Drift, Restart, Status, TablePressure};
+use api::watch::{RecordsStep, RecordsWatch, StateStep, StateWatch};
 use api::{Level, Stored, proto};
 use storage_schema::codec::encode_record;
 use storage_schema::id::{BootId, Epoch, Lsn, RecordHash, StoreId};
@@ -165,6 +166,33 @@ impl Backend for Fake {
                 }
             }
             drop(sender.send(Err(JournalError::Damaged("record 11 is damaged".to_owned()))).await);
+        });
+        Ok(flow)
+    }
+
+    async fn watch_records(&self, watch: RecordsWatch) -> Result<Flow<RecordsStep>, JournalError> {
+        if watch.from_lsn == Some(Lsn(1)) {
+            return Err(JournalError::Compacted { wanted_lsn: Lsn(1), oldest_lsn: Lsn(5) });
+        }
+        let (sender, flow) = mpsc::channel(1);
+        tokio::spawn(async move {
+            for step in [RecordsStep::Progress(Lsn(6)), RecordsStep::Records(vec![record(7)])] {
+                drop(sender.send(Ok(step)).await);
+            }
+            sender.closed().await;
+        });
+        Ok(flow)
+    }
+
+    async fn watch_state(&self, _watch: StateWatch) -> Result<Flow<StateStep>, JournalError> {
+        let (sender, flow) = mpsc::channel(1);
+        let initial = StateStep::Initial(self.state.lock().unwrap().values().map(stored).collect());
+        tokio::spawn(async move {
+            for step in [initial, StateStep::Complete(Lsn(6))] {
+                drop(sender.send(Ok(step)).await);
+            }
+            let behind = JournalError::Compacted { wanted_lsn: Lsn(7), oldest_lsn: Lsn(9) };
+            drop(sender.send(Err(behind)).await);
         });
         Ok(flow)
     }
@@ -742,4 +770,35 @@ async fn preconditions_that_do_not_hold_come_back_as_they_were_found() {
     assert_eq!((&*first.r#type, &*first.subject), ("CHANGED_LSN", "Workload cluster1//Pod/a b/0"));
     let metadata = &details.error_info().unwrap().metadata;
     assert_eq!((&*metadata["expected_lsn_7"], &*metadata["actual_lsn_7"], &*metadata["more"]), ("7", "8", "2"));
+}
+
+#[tokio::test]
+async fn a_watch_tells_steps_until_the_agent_stops() {
+    let running = start().await;
+    let mut steps = Box::pin(running.client.watch_records(&RecordsWatch::default()).await.unwrap());
+    assert_eq!(steps.next().await.unwrap().unwrap(), RecordsStep::Progress(Lsn(6)));
+    assert_eq!(steps.next().await.unwrap().unwrap(), RecordsStep::Records(vec![record(7)]));
+    running.stop.send(()).unwrap();
+    let Some(Err(ClientError::Rejected(Rejection::Unavailable { cause }))) = steps.next().await else {
+        panic!("the agent says that it stops");
+    };
+    assert_eq!(cause, "the agent is stopping");
+    running.server.await.unwrap();
+}
+
+#[tokio::test]
+async fn who_is_too_late_for_a_watch_is_told_where_to_begin() {
+    let running = start().await;
+    running.client.apply(&upsert(["a/b".to_owned()]), Level::Durable, LONG).await.unwrap();
+    let from_one = RecordsWatch { from_lsn: Some(Lsn(1)), ..RecordsWatch::default() };
+    let Err(ClientError::Journal(error)) = running.client.watch_records(&from_one).await.map(drop) else {
+        panic!("it is compacted");
+    };
+    assert_eq!(error, JournalError::Compacted { wanted_lsn: Lsn(1), oldest_lsn: Lsn(5) });
+    let mut steps = Box::pin(running.client.watch_state(&StateWatch::default()).await.unwrap());
+    assert!(matches!(steps.next().await, Some(Ok(StateStep::Initial(resources))) if resources.len() == 1));
+    assert!(matches!(steps.next().await, Some(Ok(StateStep::Complete(Lsn(6))))));
+    let Some(Err(ClientError::Journal(error))) = steps.next().await else { panic!("it is too late") };
+    assert_eq!(error, JournalError::Compacted { wanted_lsn: Lsn(7), oldest_lsn: Lsn(9) });
+    assert!(steps.next().await.is_none());
 }

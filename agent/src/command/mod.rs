@@ -11,6 +11,7 @@ mod push;
 mod status;
 mod sync;
 mod uninstall;
+mod watch;
 
 use std::future::Future;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -32,6 +33,7 @@ pub fn run(cli: Cli, started: Instant) -> Result<(), Failure> {
         Command::Sync(args) => sync::run(common, &args),
         Command::Delete(args) => delete::run(common, &args),
         Command::Get(args) => get::run(common, &args),
+        Command::Watch(args) => watch::run(common, &args),
         Command::Diff(args) => past::diff(common, &args),
         Command::History(args) => past::history(common, &args),
         Command::Why(args) => past::why(common, &args),

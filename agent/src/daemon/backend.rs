@@ -15,6 +15,7 @@ use api::rejection::{DeltaName, Rejection};
 use api::replay::{Question, StateQuery};
 use api::server::{Backend, DatapathError, Flow, Read, Unreadable};
 use api::status::{Datapath, DatapathKind, Drift, Restart, Status, TablePressure};
+use api::watch::{RecordsStep, RecordsWatch, StateStep, StateWatch};
 use api::{Level, Receipt, Stored};
 use applier::{Pipeline, Planned, RequestError, Target, Verification};
 use journal::{Journal, ReadError, Retention, StoredResource};
@@ -24,7 +25,7 @@ use storage_schema::resource::ResourceKey;
 use tokio::sync::Semaphore;
 
 use super::rejection::{not_durable, not_pushed};
-use super::streams;
+use super::{streams, watch};
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::journal_view::{self, refused};
@@ -234,6 +235,14 @@ impl Backend for Node {
         streams::records(self.journal.clone(), query).await
     }
 
+    async fn watch_records(&self, watch: RecordsWatch) -> Result<Flow<RecordsStep>, JournalError> {
+        watch::records(self.journal.clone(), watch).await
+    }
+
+    async fn watch_state(&self, watch: StateWatch) -> Result<Flow<StateStep>, JournalError> {
+        watch::state(self.journal.clone(), watch).await
+    }
+
     async fn journal_stats(&self) -> Result<proto::GetJournalStatsResponse, JournalError> {
         let journal = self.journal.clone();
         streams::blocking(move || Ok(journal_view::stats(journal.stats().map_err(refused)?))).await
@@ -378,7 +387,7 @@ fn compare(journal: &Journal, transaction: Transaction) -> Result<Vec<PlannedCha
     deltas.into_iter().rev().map(change).collect()
 }
 
-pub(super) fn stored(journal::OwnedResource { resource, changed_lsn, owner }: journal::OwnedResource) -> Stored {
+fn stored(journal::OwnedResource { resource, changed_lsn, owner }: journal::OwnedResource) -> Stored {
     Stored { resource, changed_lsn, owner }
 }
 

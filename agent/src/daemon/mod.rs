@@ -8,6 +8,7 @@ mod backend;
 mod metrics;
 mod rejection;
 mod streams;
+mod watch;
 
 use std::future::Future;
 use std::io::{self, IsTerminal as _};

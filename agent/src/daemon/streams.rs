@@ -18,16 +18,16 @@ use crate::journal_view::{self, refused};
 use crate::past_view;
 
 /// Messages that wait for a slow client.
-const FLOW_MESSAGES: usize = 8;
+pub(super) const FLOW_MESSAGES: usize = 8;
 /// Records go out together up to this much.
-const BATCH_BYTES: usize = 64 << 10;
-const BATCH_RECORDS: usize = 1024;
+pub(super) const BATCH_BYTES: usize = 64 << 10;
+pub(super) const BATCH_RECORDS: usize = 1024;
 /// Bytes of a snapshot's chunk.
 const CHUNK_BYTES: usize = 256 << 10;
 /// Resources of the past go out in messages of so many.
-const MESSAGE_RESOURCES: usize = 256;
+pub(super) const MESSAGE_RESOURCES: usize = 256;
 /// How often a stream that follows looks whether its client is still there.
-const LISTENING_INTERVAL: Duration = Duration::from_millis(200);
+pub(super) const LISTENING_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Runs something that may block.
 pub(super) async fn blocking<T: Send + 'static>(
@@ -77,7 +77,7 @@ fn follow_on(journal: &Journal, next: Lsn, filter: &Filter, batch: &mut Batch) {
 }
 
 /// Its client has gone.
-struct Gone;
+pub(super) struct Gone;
 
 struct Batch {
     sender: Sender<Result<Vec<EncodedRecord>, JournalError>>,

@@ -38,7 +38,7 @@ pub struct How {
     pub level: Option<Level>,
     /// Takes over what other sources have.
     pub take_over: bool,
-    /// Only asks what it would change. Look for "dry_run" among the welcome's capabilities before.
+    /// Only asks what it would change. Look for `dry_run` among the welcome's capabilities before.
     pub dry_run: bool,
 }
 
@@ -144,7 +144,7 @@ impl PushSender {
     }
 
     /// [`PushSender::send`], of a transaction that is refused unless the preconditions hold when it has its turn. Look for
-    /// "preconditions" among the welcome's capabilities before.
+    /// `preconditions` among the welcome's capabilities before.
     pub async fn send_if(
         &self,
         version: u64,

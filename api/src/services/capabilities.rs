@@ -8,8 +8,20 @@ use crate::{DELTAS_MAX, MESSAGE_BYTES_MAX, TEXT_BYTES_MAX, WAIT_TIMEOUT_MAX, pro
 const PROTOCOLS: [&str; 1] = ["holdfast.v1"];
 
 /// What a client may find by name here instead of by trying.
-const FEATURES: [&str; 10] =
-    ["apply", "push", "sync", "dry_run", "preconditions", "list_filters", "journal", "replay", "health", "reflection"];
+const FEATURES: [&str; 12] = [
+    "apply",
+    "push",
+    "sync",
+    "dry_run",
+    "preconditions",
+    "list_filters",
+    "journal",
+    "watch_records",
+    "watch_state",
+    "replay",
+    "health",
+    "reflection",
+];
 
 pub(crate) fn answer(limits: &Limits, caller: &Caller, server_version: String) -> proto::GetCapabilitiesResponse {
     let count = |limit: usize| u64::try_from(limit).unwrap_or(u64::MAX);

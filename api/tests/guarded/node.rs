@@ -18,6 +18,7 @@ use api::replay::{Question, StateQuery};
 use api::server::{Backend, DatapathError, Flow, Limits, Read, Terms, Unreadable, serve};
 use api::socket::Socket;
 use api::status::{Datapath, DatapathKind, Drift, Restart, Status};
+use api::watch::{RecordsStep, RecordsWatch, StateStep, StateWatch};
 use storage_schema::id::{Epoch, Lsn, RecordHash, StoreId};
 use storage_schema::record::{Delta, Origin, Transaction};
 use storage_schema::resource::{Resource, ResourceKey, Service};
@@ -180,6 +181,16 @@ impl Backend for Node {
             while sender.send(Ok(batch())).await.is_ok() {}
         });
         Ok(flow)
+    }
+
+    async fn watch_records(&self, _watch: RecordsWatch) -> Result<Flow<RecordsStep>, JournalError> {
+        let (sender, flow) = mpsc::channel(1);
+        tokio::spawn(async move { sender.closed().await });
+        Ok(flow)
+    }
+
+    async fn watch_state(&self, _watch: StateWatch) -> Result<Flow<StateStep>, JournalError> {
+        Err(JournalError::Failed("there is no journal".to_owned()))
     }
 
     async fn journal_stats(&self) -> Result<proto::GetJournalStatsResponse, JournalError> {

@@ -47,11 +47,11 @@ pub(super) fn show(place: &Place<'_>, args: &ShowArgs) -> Result<(), Failure> {
     })
 }
 
-fn decoded(record: &EncodedRecord) -> Result<Record, Failure> {
+pub(in crate::command) fn decoded(record: &EncodedRecord) -> Result<Record, Failure> {
     record.decode().map_err(|error| Failure::new(Exit::Damaged, format!("record {}: {error}", record.lsn)))
 }
 
-fn json_line(record: &EncodedRecord) -> Result<String, Failure> {
+pub(in crate::command) fn json_line(record: &EncodedRecord) -> Result<String, Failure> {
     let mut line = Vec::new();
     journal::write_line(record, &mut line)?;
     Ok(String::from_utf8(line).expect("JSON is UTF-8"))
@@ -61,11 +61,11 @@ fn value(record: &EncodedRecord) -> Result<serde_json::Value, Failure> {
     Ok(serde_json::from_str(&json_line(record)?).expect("a line is JSON"))
 }
 
-fn row(lsn: &str, time: &str, source: &str, version: &str, changes: &str) -> String {
+pub(in crate::command) fn row(lsn: &str, time: &str, source: &str, version: &str, changes: &str) -> String {
     format!("{lsn:>9}  {time:<24}  {source:<16}  {version:>9}  {changes}\n")
 }
 
-fn summary(record: &Record) -> String {
+pub(in crate::command) fn summary(record: &Record) -> String {
     let origin = &record.transaction.origin;
     let version = origin.version.map_or_else(|| "-".to_owned(), |version| version.to_string());
     let time = format_wall_ns(record.wall_ns);

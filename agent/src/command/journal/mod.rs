@@ -1,7 +1,7 @@
 //! `holdfast journal`: the same commands for the journal of a running agent and for a stopped agent's directory.
 
 mod keep;
-mod log;
+pub(super) mod log;
 pub(super) mod source;
 mod transfer;
 mod verify;
