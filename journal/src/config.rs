@@ -60,7 +60,7 @@ impl Config {
             record_bytes_max: 64 << 20,
             queue_records_max: 4096,
             queue_bytes_max: 32 << 20,
-            store_lag_bytes_max: 48 << 20,
+            store_lag_bytes_max: 24 << 20,
             group_bytes_max: 4 << 20,
             group_wait: Duration::ZERO,
             store_cache_bytes: 24 << 20,

@@ -26,8 +26,8 @@ pub(crate) struct Stored {
 }
 
 /// Nobody waiting, the store may be this far behind.
-const LAG_RECORDS: u64 = 8192;
-const LAG: Duration = Duration::from_millis(200);
+const LAG_RECORDS: u64 = 16_384;
+const LAG: Duration = Duration::from_millis(500);
 /// How often what sled buffers is handed to the operating system.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);

@@ -169,23 +169,26 @@ impl Journal {
         let dir = config.state_dir.join("journal");
         config.disk.create_dir(&dir).map_err(io_error("create", &dir))?;
         let store_id = establish_identity(&config, &dir)?;
-        let log = open_log(&LogConfig {
-            disk: Arc::clone(&config.disk),
-            dir: dir.clone(),
-            store_id,
-            segment_bytes: config.segment_bytes,
-            clock: Arc::clone(&config.clock),
-        })?;
+        let gate = Arc::new(Gate::default());
+        let mut shelf = Shelf::new(&config, store_id, Arc::clone(&gate));
+        let (found, log) = shelf.find(|| {
+            open_log(&LogConfig {
+                disk: Arc::clone(&config.disk),
+                dir: dir.clone(),
+                store_id,
+                segment_bytes: config.segment_bytes,
+                clock: Arc::clone(&config.clock),
+            })
+        });
+        let log = log?;
         config.disk.sync_dir(&config.state_dir).map_err(io_error("sync", &config.state_dir))?;
 
         let (durable_tx, durable) = watch::channel(Durable::vouch(log.head));
         let library =
             Library { disk: Arc::clone(&config.disk), store_id, catalogue: Arc::clone(&log.catalogue), durable };
-        let gate = Arc::new(Gate::default());
-        let (shelf, Opened { rebuilt, shown_lsn, folded }) =
-            Shelf::open(&config, &library, Arc::clone(&gate), &mut show)?;
+        let Opened { rebuilt, shown_lsn, folded, behind } = shelf.open(found, &library, &mut show)?;
         let mut sources = Sources::new(shelf.with(Store::sources)?);
-        let (behind, behind_bytes) = sources.follow(&mut library.read_from(shelf.head().next())?)?;
+        sources.follow(behind.sources);
         let lost = rebuilt.as_ref().and_then(|rebuilt| rebuilt.ahead_lsn);
         if let Some(lost) = lost {
             tracing::error!(
@@ -199,13 +202,13 @@ impl Journal {
             oldest_lsn: log.catalogue.oldest_lsn(),
             durable_lsn: log.head.lsn,
             cut_bytes: log.cut_bytes,
-            folded: folded + behind,
+            folded: folded + behind.records,
             store_rebuilt: rebuilt.map(|rebuilt| rebuilt.reason),
             shown_lsn,
             lost,
         };
         let durable_tx = Arc::new(durable_tx);
-        let running = Running { library, shelf, sources, behind_bytes, gate, durable_tx, report, lock };
+        let running = Running { library, shelf, sources, behind_bytes: behind.bytes, gate, durable_tx, report, lock };
         let inner = start(config, dir, log, running)?;
         Ok(Self { inner: Arc::new(inner) })
     }

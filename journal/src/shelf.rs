@@ -22,10 +22,11 @@ use crate::error::{OpenError, ReadError, StoreError};
 use crate::fold::Batch;
 use crate::gate::Gate;
 use crate::read::{Library, Records};
-use crate::store::{LOADING, Put, Show, Store};
+use crate::sources::Behind;
+use crate::store::{LOADING, Put, Show, Store, Unproven};
 
 /// The most that is folded together.
-pub(crate) const BATCH_RECORDS_MAX: usize = 8192;
+pub(crate) const BATCH_RECORDS_MAX: usize = 16_384;
 pub(crate) const BATCH_BYTES_MAX: usize = 8 << 20;
 /// How many records are read, or entries written to a checkpoint, before the gate is asked again.
 const STEP_RECORDS: usize = 64;
@@ -56,6 +57,13 @@ pub(crate) struct Rebuilt {
     pub(crate) ahead_lsn: Option<Lsn>,
 }
 
+/// What is in the store's place, not yet held against the journal.
+#[derive(Debug)]
+pub(crate) struct Found {
+    there: bool,
+    store: Result<Unproven, StoreError>,
+}
+
 /// What opening found and did.
 #[derive(Debug)]
 pub(crate) struct Opened {
@@ -64,39 +72,47 @@ pub(crate) struct Opened {
     pub(crate) shown_lsn: Option<Lsn>,
     /// How many records went into a store that was rebuilt.
     pub(crate) folded: u64,
+    /// The records that the store is behind, if it was not.
+    pub(crate) behind: Behind,
 }
 
 impl Shelf {
-    /// Opens the store, which [`Shelf::bring_up`] folds what is missing into; one that cannot be used is deleted and built anew
-    /// before this returns. `show` is shown the resources that it had.
-    pub(crate) fn open(
-        config: &Config,
-        library: &Library,
-        gate: Arc<Gate>,
-        show: &mut Show<'_>,
-    ) -> Result<(Self, Opened), OpenError> {
-        let mut shelf = Self {
+    /// An empty one.
+    pub(crate) fn new(config: &Config, store_id: StoreId, gate: Arc<Gate>) -> Self {
+        Self {
             path: config.state_dir.join("store"),
-            store_id: library.store_id,
+            store_id,
             cache_bytes: config.store_cache_bytes,
             receipts_per_source: config.receipts_per_source,
             checkpoints: config.state_dir.join(CHECKPOINTS_DIR),
             store: RwLock::new(None),
             gate,
-        };
-        remove_unfinished(&shelf.checkpoints).map_err(|source| OpenError::Io {
+        }
+    }
+
+    /// Looks what is in the store's place, and does `here` meanwhile: it takes no journal to do that.
+    pub(crate) fn find<H>(&self, here: impl FnOnce() -> H) -> (Found, H) {
+        let there = self.path.exists();
+        let (store, here) = Store::open(&self.path, self.store_id, self.cache_bytes, self.receipts_per_source, here);
+        (Found { there, store }, here)
+    }
+
+    /// Takes the store that was found, which [`Shelf::bring_up`] folds what is missing into; one that cannot be used is deleted
+    /// and built anew before this returns. `show` is shown the resources that it had.
+    pub(crate) fn open(&mut self, found: Found, library: &Library, show: &mut Show<'_>) -> Result<Opened, OpenError> {
+        remove_unfinished(&self.checkpoints).map_err(|source| OpenError::Io {
             action: "clean up",
-            path: shelf.checkpoints.clone(),
+            path: self.checkpoints.clone(),
             source,
         })?;
-        let (mut store, rebuilt) = shelf.open_store(library, show)?;
+        let (mut store, rebuilt, behind) = self.judge(found, library, show)?;
         let shown_lsn = (rebuilt.is_none() && store.is_whole()).then(|| store.head().lsn);
         let folded = match rebuilt {
-            Some(_) => shelf.fold_until(&mut store, library, Lsn::LAST, |_, _| {})?,
+            Some(_) => self.fold_until(&mut store, library, Lsn::LAST, |_, _| {})?,
             None => 0,
         };
-        *shelf.store.get_mut().unwrap_or_else(PoisonError::into_inner) = Some(store);
-        Ok((shelf, Opened { rebuilt, shown_lsn, folded }))
+        *self.store.get_mut().unwrap_or_else(PoisonError::into_inner) = Some(store);
+        Ok(Opened { rebuilt, shown_lsn, folded, behind })
     }
 
     /// Folds everything that is durable by now into the store that was opened, telling `progress` each record reached and how many
@@ -120,7 +136,8 @@ impl Shelf {
     /// `shown_lsn`. Returns the record it shows then, and how many bytes of records led from `shown_lsn` to there.
     pub(crate) fn reopen(&self, library: &Library, shown_lsn: Lsn) -> Result<(Lsn, u64), ReadError> {
         *self.store.write().unwrap_or_else(PoisonError::into_inner) = None;
-        let (mut store, _) = self.open_store(library, &mut |_| {})?;
+        let (found, ()) = self.find(|| {});
+        let (mut store, _, _) = self.judge(found, library, &mut |_| {})?;
         self.fold_until(&mut store, library, shown_lsn, |_, _| {})?;
         let mut bytes = 0;
         self.fold_until(&mut store, library, Lsn::LAST, |_, folded| bytes += folded)?;
@@ -129,33 +146,38 @@ impl Shelf {
         Ok((head_lsn, bytes))
     }
 
-    /// Opens the store, or builds the beginning of a new one. It need not be whole.
-    fn open_store(&self, library: &Library, show: &mut Show<'_>) -> Result<(Store, Option<Rebuilt>), ReadError> {
-        let there = self.path.exists();
-        let open = |show: &mut Show<'_>| {
-            Store::open(&self.path, self.store_id, self.cache_bytes, self.receipts_per_source, show)
+    /// The store that was found, and the records that it is behind; or the beginning of a new one. It need not be whole.
+    fn judge(
+        &self,
+        found: Found,
+        library: &Library,
+        show: &mut Show<'_>,
+    ) -> Result<(Store, Option<Rebuilt>, Behind), ReadError> {
+        let missing = !found.there && library.durable_lsn() > Lsn::ZERO;
+        let rebuilt = |reason: String| Rebuilt { reason, ahead_lsn: None };
+        let judged = found.store.map_err(|error| rebuilt(error.to_string())).and_then(|unproven| {
+            let heads = unproven.heads();
+            // The proof reads the store, and this the log.
+            let (proven, behind) = unproven.prove(show, || match disagreement(heads, library) {
+                Some(rebuilt) => Err(rebuilt),
+                None => Ok(library.read_from(heads[0].lsn.next()).and_then(|mut records| Behind::read(&mut records))),
+            });
+            let store = proven.map_err(|error| rebuilt(error.to_string()))?;
+            Ok((store, behind?))
+        });
+        let why = match judged {
+            Ok((store, behind)) if !missing => return Ok((store, None, behind?)),
+            Ok(_) => rebuilt("it was missing".to_owned()),
+            Err(why) => why,
         };
-        let (mut store, rebuilt) = match open(show).map(|store| (disagreement(&store, library), store)) {
-            Ok((None, store)) => (store, None),
-            Ok((Some(rebuilt), store)) => {
-                drop(store);
-                Store::delete(&self.path)?;
-                (open(&mut |_| {})?, Some(rebuilt))
-            }
-            Err(error) => {
-                Store::delete(&self.path)?;
-                (open(&mut |_| {})?, Some(Rebuilt { reason: error.to_string(), ahead_lsn: None }))
-            }
-        };
-        let missing = !there && library.durable_lsn() > Lsn::ZERO;
-        let rebuilt =
-            rebuilt.or_else(|| missing.then(|| Rebuilt { reason: "it was missing".to_owned(), ahead_lsn: None }));
-        if let Some(rebuilt) = &rebuilt {
-            let from = self.load_checkpoint(&mut store, library)?;
-            let reason = &rebuilt.reason;
-            tracing::warn!(path = %self.path.display(), reason, checkpoint_lsn = from.0, "rebuilding the store from the journal");
-        }
-        Ok((store, rebuilt))
+        Store::delete(&self.path)?;
+        let (found, ()) = self.find(|| {});
+        let (store, ()) = found.store?.prove(&mut |_| {}, || {});
+        let mut store = store?;
+        let from = self.load_checkpoint(&mut store, library)?;
+        let reason = &why.reason;
+        tracing::warn!(path = %self.path.display(), reason, checkpoint_lsn = from.0, "rebuilding the store from the journal");
+        Ok((store, Some(why), Behind::default()))
     }
 
     /// Fills an empty store from the newest checkpoint that can be used; returns its record, 0 if there is none.
@@ -336,8 +358,7 @@ impl Owners<'_> {
 }
 
 /// Why a store is not this journal's, if it is not: each record that it names must be there, and be the same one.
-fn disagreement(store: &Store, library: &Library) -> Option<Rebuilt> {
-    let (head, touched) = (store.head(), store.touched());
+fn disagreement([head, touched]: [Head; 2], library: &Library) -> Option<Rebuilt> {
     let durable: Head = **library.durable.borrow();
     if head == LOADING {
         return Some(Rebuilt { reason: "it was interrupted while it was rebuilt".to_owned(), ahead_lsn: None });

@@ -25,6 +25,44 @@ pub struct SourceState {
     pub last_lsn: Lsn,
 }
 
+impl SourceState {
+    /// A later state: without a version of its own it keeps the one before.
+    fn after(self, before: Self) -> Self {
+        Self { last_version: self.last_version.or(before.last_version), ..self }
+    }
+}
+
+/// Records that the store does not have yet.
+#[derive(Debug, Default)]
+pub(crate) struct Behind {
+    /// How many.
+    pub(crate) records: u64,
+    pub(crate) bytes: u64,
+    /// What they make of their sources.
+    pub(crate) sources: HashMap<String, SourceState>,
+}
+
+impl Behind {
+    /// What these records come to.
+    pub(crate) fn read(records: &mut Records) -> Result<Self, ReadError> {
+        let mut behind = Self::default();
+        while let Some(record) = records.next_encoded() {
+            let record = record?.into_inner();
+            let archived = record.access().map_err(|source| ReadError::Undecodable { lsn: record.lsn, source })?;
+            let ArchivedOrigin { source: name, incarnation, version } = &archived.transaction.origin;
+            let last_version = version.as_ref().map(|version| version.to_native());
+            let state = SourceState { incarnation: incarnation.to_native(), last_version, last_lsn: record.lsn };
+            match behind.sources.get_mut(name.as_str()) {
+                Some(source) => *source = state.after(*source),
+                None => drop(behind.sources.insert(name.as_str().to_owned(), state)),
+            }
+            behind.records += 1;
+            behind.bytes += record.encoded.len() as u64;
+        }
+        Ok(behind)
+    }
+}
+
 /// What became of a version of a source.
 #[derive(Clone, Debug)]
 pub enum Recollection {
@@ -71,27 +109,16 @@ impl Sources {
         Self(states.into_iter().map(|(name, state)| (name, Source { state, recent: VecDeque::new() })).collect())
     }
 
-    /// Goes on with what the records behind the store say; returns how many those are, and their bytes.
-    pub(crate) fn follow(&mut self, records: &mut Records) -> Result<(u64, u64), ReadError> {
-        let (mut count, mut bytes) = (0, 0);
-        while let Some(record) = records.next_encoded() {
-            let record = record?.into_inner();
-            let archived = record.access().map_err(|source| ReadError::Undecodable { lsn: record.lsn, source })?;
-            let ArchivedOrigin { source: name, incarnation, version } = &archived.transaction.origin;
-            let (incarnation, version) = (incarnation.to_native(), version.as_ref().map(|version| version.to_native()));
-            let state = SourceState { incarnation, last_version: version, last_lsn: record.lsn };
-            match self.0.get_mut(name.as_str()) {
+    /// Goes on with what the store is behind.
+    pub(crate) fn follow(&mut self, behind: HashMap<String, SourceState>) {
+        for (name, state) in behind {
+            match self.0.get_mut(&name) {
                 // A fold that was interrupted may have been there already.
-                Some(source) if source.state.last_lsn >= record.lsn => {}
-                Some(source) => {
-                    source.state = SourceState { last_version: version.or(source.state.last_version), ..state };
-                }
-                None => drop(self.0.insert(name.as_str().to_owned(), Source { state, recent: VecDeque::new() })),
+                Some(source) if source.state.last_lsn >= state.last_lsn => {}
+                Some(source) => source.state = state.after(source.state),
+                None => drop(self.0.insert(name, Source { state, recent: VecDeque::new() })),
             }
-            count += 1;
-            bytes += record.encoded.len() as u64;
         }
-        Ok((count, bytes))
     }
 
     pub(crate) fn state(&self, name: &str) -> Option<SourceState> {
@@ -146,7 +173,7 @@ impl Sources {
             Some(source) => source,
             None => self.0.entry(origin.source.clone()).or_insert(Source { state, recent: VecDeque::new() }),
         };
-        source.state = SourceState { last_version: origin.version.or(source.state.last_version), ..state };
+        source.state = state.after(source.state);
         while source.recent.front().is_some_and(|front| front.1.lsn <= stored_lsn) {
             source.recent.pop_front();
         }

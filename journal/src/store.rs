@@ -113,6 +113,14 @@ impl Trees {
     }
 }
 
+/// A store that was opened and is not proven to be whole.
+#[derive(Debug)]
+pub(crate) struct Unproven {
+    store: Store,
+    /// What the last step's writes add to the digest.
+    announced: Vec<u128>,
+}
+
 /// A stored resource, not decoded.
 #[derive(Clone, Copy, Debug)]
 pub struct StoredResource<'a> {
@@ -155,33 +163,25 @@ pub(crate) type Show<'s> = dyn FnMut(StoredResource<'_>) + Send + 's;
 pub(crate) const LOADING: Head = Head { lsn: Lsn(u64::MAX), hash: RecordHash([0; 32]) };
 
 impl Store {
-    /// Opens the store in `path` and proves that it is whole, or creates an empty one. The proof visits every entry, and
-    /// shows the resources to `show` on its way: they count only if the store does.
-    pub(crate) fn open(
+    /// Opens the store in `path`, or creates an empty one, and does `here` meanwhile.
+    pub(crate) fn open<H>(
         path: &Path,
         store_id: StoreId,
         cache_bytes: u64,
         receipts_per_source: usize,
-        show: &mut Show<'_>,
-    ) -> Result<Self, StoreError> {
-        remove_generating(path).map_err(|source| StoreError::Io {
-            action: "clean up",
-            path: path.to_owned(),
-            source,
-        })?;
-        let open_and_prove = || {
+        here: impl FnOnce() -> H,
+    ) -> (Result<Unproven, StoreError>, H) {
+        let open = || {
+            remove_generating(path).map_err(|source| StoreError::Io {
+                action: "clean up",
+                path: path.to_owned(),
+                source,
+            })?;
             let (db, trees, state, announced) = open_trees(path, store_id, cache_bytes)?;
             let store = Self { path: path.to_owned(), db, trees, state, receipts_per_source };
-            let state = store.prove(&announced, show)?;
-            Ok(Self { state, ..store })
+            Ok(Unproven { store, announced })
         };
-        thread::scope(|scope| {
-            let opening = thread::Builder::new().name("store-open".to_owned()).spawn_scoped(scope, open_and_prove);
-            let opening = opening.map_err(|source| StoreError::Io { action: "open", path: path.to_owned(), source })?;
-            opening
-                .join()
-                .map_err(|panic| StoreError::Panicked { path: path.to_owned(), panic: panic_message(&*panic) })?
-        })
+        apart(path, open, here)
     }
 
     /// Adds the digest up again, and counts the resources; returns the state with both.
@@ -377,6 +377,44 @@ impl Store {
     fn damaged(&self, what: &'static str) -> StoreError {
         StoreError::Damaged { path: self.path.clone(), what }
     }
+}
+
+impl Unproven {
+    /// The record whose state it shows, and the last one that may have left something in it.
+    pub(crate) fn heads(&self) -> [Head; 2] {
+        [self.store.head(), self.store.touched()]
+    }
+
+    /// Proves that the store is whole, and does `here` meanwhile. The proof visits every entry, and shows the resources to `show`
+    /// on its way: they count only if the store does.
+    pub(crate) fn prove<H>(self, show: &mut Show<'_>, here: impl FnOnce() -> H) -> (Result<Store, StoreError>, H) {
+        let Self { store, announced } = self;
+        let path = store.path.clone();
+        let prove = || {
+            let state = store.prove(&announced, show)?;
+            Ok(Store { state, ..store })
+        };
+        apart(&path, prove, here)
+    }
+}
+
+/// Does `work` on a thread of its own, as sled can panic on its own files, and `here` meanwhile.
+fn apart<T: Send, H>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, StoreError> + Send,
+    here: impl FnOnce() -> H,
+) -> (Result<T, StoreError>, H) {
+    thread::scope(|scope| {
+        let working = thread::Builder::new().name("store-open".to_owned()).spawn_scoped(scope, work);
+        let here = here();
+        let outcome = match working {
+            Ok(working) => working.join().unwrap_or_else(|panic| {
+                Err(StoreError::Panicked { path: path.to_owned(), panic: panic_message(&*panic) })
+            }),
+            Err(source) => Err(StoreError::Io { action: "open", path: path.to_owned(), source }),
+        };
+        (outcome, here)
+    })
 }
 
 fn open_trees(path: &Path, store_id: StoreId, cache_bytes: u64) -> Result<(Db, Trees, State, Vec<u128>), StoreError> {

@@ -1,8 +1,7 @@
 //! The writer thread: takes groups from the intake, makes them durable, tells everybody. The only one who writes records.
 
-use std::path::PathBuf;
-use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -14,7 +13,7 @@ use crate::disk::Disk;
 use crate::durable::{Durable, Head};
 use crate::follow::{Bell, Stored};
 use crate::gate::Gate;
-use crate::segment::write::{Group, Prepared, SegmentWriter, prepare_segment};
+use crate::segment::write::{Group, PIECE_BYTES, Prepared, SegmentWriter, prepare_segment_by_pieces};
 use crate::stats::Activity;
 
 /// The thread's work.
@@ -63,50 +62,95 @@ impl Drop for Writer {
     }
 }
 
-/// Keeps the next segment's file ready, on a thread of its own: zero-filling one takes much longer than a group.
+/// Keeps the next segment's file ready, on a thread of its own: to fill one with zeros takes much longer than a group. It is
+/// filled as the current segment is: in one go it would keep the disk busy for a good part of a second, and each ack waiting.
 pub(crate) struct Preparer {
     disk: Arc<dyn Disk>,
     segment_bytes: u64,
-    /// Whether the segment after the current one was wished for.
-    wished: bool,
-    ready: Arc<Mutex<Option<Prepared>>>,
-    wish: Option<SyncSender<Lsn>>,
+    /// How much of the next segment's file was asked for.
+    asked: u64,
+    demand: Arc<Demand>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// What the preparer's thread is to do, and has done.
+#[derive(Default)]
+struct Demand {
+    state: Mutex<DemandState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct DemandState {
+    /// The segment comes after this record.
+    hint: Lsn,
+    /// How many of its file's bytes are due.
+    due: u64,
+    ready: Option<Prepared>,
+    /// It failed, and is not tried again for this segment.
+    failed: bool,
+    closing: bool,
+}
+
+impl Demand {
+    fn state(&self) -> MutexGuard<'_, DemandState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut DemandState)) {
+        change(&mut self.state());
+        self.changed.notify_one();
+    }
+
+    /// Waits for work; `None` when there will be none.
+    fn next(&self) -> Option<Lsn> {
+        let idle =
+            |state: &mut DemandState| !state.closing && (state.due == 0 || state.failed || state.ready.is_some());
+        let state = self.changed.wait_while(self.state(), idle).unwrap_or_else(PoisonError::into_inner);
+        (!state.closing).then_some(state.hint)
+    }
+
+    /// Waits until the bytes from `offset` on are due; whether they ever are.
+    fn wait_due(&self, offset: u64) -> bool {
+        let early = |state: &mut DemandState| !state.closing && state.due <= offset;
+        let state = self.changed.wait_while(self.state(), early).unwrap_or_else(PoisonError::into_inner);
+        !state.closing
+    }
 }
 
 impl Preparer {
     /// A preparer of segments of `segment_bytes` in `dir`.
     pub(crate) fn start(disk: Arc<dyn Disk>, dir: PathBuf, segment_bytes: u64) -> std::io::Result<Self> {
-        let ready = Arc::new(Mutex::new(None));
-        let (wish, wishes) = mpsc::sync_channel(1);
-        let place = Arc::clone(&ready);
-        let preparing_disk = Arc::clone(&disk);
-        let thread = thread::Builder::new()
-            .name("journal-prepare".to_owned())
-            .spawn(move || prepare_on_demand(&*preparing_disk, &dir, segment_bytes, &place, &wishes))?;
-        Ok(Self { disk, segment_bytes, wished: false, ready, wish: Some(wish), thread: Some(thread) })
+        let demand = Arc::new(Demand::default());
+        let thread = thread::Builder::new().name("journal-prepare".to_owned()).spawn({
+            let (disk, demand) = (Arc::clone(&disk), Arc::clone(&demand));
+            move || prepare_on_demand(&*disk, &dir, segment_bytes, &demand)
+        })?;
+        Ok(Self { disk, segment_bytes, asked: 0, demand, thread: Some(thread) })
     }
 
-    /// Wishes for the next segment once the current one is half full.
+    /// Asks for a quarter more of the next segment than the current one holds.
     fn written(&mut self, group: &Group) {
-        self.wished &= group.opens.is_none();
         let end = group.offset + group.frames.len() as u64;
-        if !self.wished && end > self.segment_bytes / 2 {
-            self.wished = self.wish.as_ref().is_some_and(|wish| wish.try_send(group.last_lsn).is_ok());
+        let due = (end + end / 4).min(self.segment_bytes);
+        if due / PIECE_BYTES as u64 > self.asked / PIECE_BYTES as u64 || due == self.segment_bytes && self.asked < due {
+            self.asked = due;
+            self.demand.change(|state| (state.hint, state.due) = (group.last_lsn, due));
         }
     }
 
-    /// The file that is ready, if a segment of this length is needed.
-    fn take(&self, bytes: u64) -> Option<Prepared> {
-        (bytes == self.segment_bytes)
-            .then(|| self.ready.lock().unwrap_or_else(PoisonError::into_inner).take())
-            .flatten()
+    /// The file that is ready, if a segment of this length is needed. The one after it is begun with later.
+    fn take(&mut self, bytes: u64) -> Option<Prepared> {
+        self.asked = 0;
+        let mut state = self.demand.state();
+        (state.due, state.failed) = (0, false);
+        state.ready.take_if(|_| bytes == self.segment_bytes)
     }
 }
 
 impl Drop for Preparer {
     fn drop(&mut self) {
-        self.wish = None;
+        self.demand.change(|state| state.closing = true);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -116,21 +160,19 @@ impl Drop for Preparer {
     }
 }
 
-fn prepare_on_demand(
-    disk: &dyn Disk,
-    dir: &std::path::Path,
-    segment_bytes: u64,
-    ready: &Mutex<Option<Prepared>>,
-    wishes: &Receiver<Lsn>,
-) {
-    while let Ok(hint) = wishes.recv() {
-        if ready.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
-            continue;
-        }
-        match prepare_segment(disk, dir, hint, segment_bytes) {
-            Ok(prepared) => *ready.lock().unwrap_or_else(PoisonError::into_inner) = Some(prepared),
-            // The writer tries itself when it needs the segment, and that error counts.
-            Err(error) => tracing::warn!(%error, "cannot prepare the next segment"),
+fn prepare_on_demand(disk: &dyn Disk, dir: &Path, segment_bytes: u64, demand: &Demand) {
+    while let Some(hint) = demand.next() {
+        let prepared = prepare_segment_by_pieces(disk, dir, hint, segment_bytes, |offset| demand.wait_due(offset));
+        let mut state = demand.state();
+        match prepared {
+            Ok(prepared) => state.ready = Some(prepared),
+            Err(error) => {
+                state.failed = true;
+                // The writer tries itself when it needs the segment, and that error counts.
+                if !state.closing {
+                    tracing::warn!(%error, "cannot prepare the next segment");
+                }
+            }
         }
     }
 }

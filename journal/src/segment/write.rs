@@ -18,8 +18,10 @@ use crate::error::WriteFailure;
 /// Suffix of a segment that has not got its name yet. Recovery unlinks such files.
 pub const UNNAMED_SUFFIX: &str = "new";
 
-/// Zero-filling writes this much at a time.
+/// Zero-filling writes this much at a time, ...
 const ZERO_FILL_BYTES: usize = 1 << 20;
+/// ... and this much beside a writer: its own syncs wait behind each piece for less than a millisecond.
+pub const PIECE_BYTES: usize = 256 << 10;
 
 /// Records that go to the disk together.
 #[derive(Debug)]
@@ -84,8 +86,8 @@ impl SegmentWriter {
         Self { disk, dir, catalogue, segment, file }
     }
 
-    /// Writes a group and makes it durable; returns how long the sync took. Invariant: after `Ok` no power cut takes it back. After an error the writer must
-    /// not be used again: what it wrote since the last good sync may be lost, whatever reads show.
+    /// Writes a group and makes it durable; returns how long the sync took. Invariant: after `Ok` no power cut takes it back.
+    /// After an error the writer must not be used again: what it wrote since the last good sync may be lost, whatever reads show.
     pub fn write(&mut self, group: &Group, prepared: Option<Prepared>) -> Result<Duration, WriteFailure> {
         if let Some(new) = &group.opens {
             self.open_segment(new, prepared)?;
@@ -128,6 +130,38 @@ impl SegmentWriter {
 
 /// Creates a file of `bytes` zeros that is ready to become the segment from `hint` on.
 pub fn prepare_segment(disk: &dyn Disk, dir: &Path, hint: Lsn, bytes: u64) -> io::Result<Prepared> {
+    prepare(disk, dir, hint, bytes, |file| zero_fill(file, 0, bytes))
+}
+
+/// The same, piece by piece: each is written when `due`, which is told its offset, returns, and is not when that says no.
+pub fn prepare_segment_by_pieces(
+    disk: &dyn Disk,
+    dir: &Path,
+    hint: Lsn,
+    bytes: u64,
+    mut due: impl FnMut(u64) -> bool,
+) -> io::Result<Prepared> {
+    prepare(disk, dir, hint, bytes, |file| {
+        let zeros = vec![0; PIECE_BYTES];
+        for offset in (0..bytes).step_by(PIECE_BYTES) {
+            if !due(offset) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            let piece = usize::try_from(bytes - offset).unwrap_or(usize::MAX).min(zeros.len());
+            file.write_at(&zeros[..piece], offset)?;
+            file.sync_data()?;
+        }
+        Ok(())
+    })
+}
+
+fn prepare(
+    disk: &dyn Disk,
+    dir: &Path,
+    hint: Lsn,
+    bytes: u64,
+    fill: impl FnOnce(&dyn DiskFile) -> io::Result<()>,
+) -> io::Result<Prepared> {
     fail::fail_point!("journal.segment.prepare.before", |_| Err(rustix::io::Errno::NOSPC.into()));
     let path = segment_path(dir, hint).with_extension(UNNAMED_SUFFIX);
     // One that an earlier, failed attempt left behind is in the way.
@@ -136,7 +170,7 @@ pub fn prepare_segment(disk: &dyn Disk, dir: &Path, hint: Lsn, bytes: u64) -> io
         _ => {}
     }
     let file: Arc<dyn DiskFile> = disk.create(&path)?.into();
-    if let Err(error) = zero_fill(&*file, bytes) {
+    if let Err(error) = fill(&*file) {
         // Give the space back at once: a full disk should not stay full because of us.
         let _ = disk.remove(&path);
         return Err(error);
@@ -170,7 +204,7 @@ pub fn resume_log(
     file.sync_data()?;
     if last.first_lsn == header.first_lsn {
         // It holds no record: it goes on as it is, with its zeros put back.
-        zero_fill_from(&*file, last.end(), bytes)?;
+        zero_fill(&*file, last.end(), bytes)?;
         return Ok(SegmentWriter::new(Arc::clone(disk), dir.to_owned(), Arc::clone(catalogue), file));
     }
     header.previous_first = last.first_lsn;
@@ -203,18 +237,14 @@ pub(super) fn name_segment(
 }
 
 /// Writes zeros rather than asking for unwritten extents: an fdatasync after a write into those has metadata to sync.
-fn zero_fill(file: &dyn DiskFile, bytes: u64) -> io::Result<()> {
-    zero_fill_from(file, 0, bytes)
-}
-
-fn zero_fill_from(file: &dyn DiskFile, mut offset: u64, bytes: u64) -> io::Result<()> {
+fn zero_fill(file: &dyn DiskFile, mut offset: u64, bytes: u64) -> io::Result<()> {
     let zeros = vec![0; ZERO_FILL_BYTES];
     while offset < bytes {
         let piece = usize::try_from(bytes - offset).unwrap_or(usize::MAX).min(zeros.len());
         file.write_at(&zeros[..piece], offset)?;
         offset += piece as u64;
-        // A sync for each few pieces keeps the device's queue short for the writer's own syncs. More of them would take long:
-        // each is a commit of the file system's, as the file grows.
+        // A sync for each few of them keeps the device's queue short. More would take long: each is a commit of the file system's,
+        // as the file grows.
         if offset.is_multiple_of(4 * ZERO_FILL_BYTES as u64) {
             file.sync_data()?;
         }

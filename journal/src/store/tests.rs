@@ -57,7 +57,8 @@ impl Rig {
     }
 
     fn store_showing(&self, name: &str, show: &mut Show<'_>) -> Store {
-        Store::open(&self.path(name), self.store_id, 8 << 20, RECEIPTS_PER_SOURCE, show).unwrap()
+        let (opened, ()) = Store::open(&self.path(name), self.store_id, 8 << 20, RECEIPTS_PER_SOURCE, || {});
+        opened.unwrap().prove(show, || {}).0.unwrap()
     }
 
     /// The journal's records as they are read, up to record `last`. Keep the log while that is used.
@@ -79,7 +80,9 @@ impl Rig {
 
     /// A shelf for the store in `store`, brought up to date, and how many records that took.
     pub(crate) fn shelf(&self, library: &Library, gate: &Arc<Gate>) -> (Shelf, Option<crate::shelf::Rebuilt>, u64) {
-        let (shelf, opened) = Shelf::open(&config(self.dir.path()), library, Arc::clone(gate), &mut |_| {}).unwrap();
+        let mut shelf = Shelf::new(&config(self.dir.path()), self.store_id, Arc::clone(gate));
+        let (found, ()) = shelf.find(|| {});
+        let opened = shelf.open(found, library, &mut |_| {}).unwrap();
         let behind = shelf.bring_up(library, || {}, |_, _| {}).unwrap();
         (shelf, opened.rebuilt, opened.folded + behind)
     }
