@@ -436,12 +436,17 @@ impl<T: Tables> Applier<T> {
         if let Some(node) = &writes.node {
             self.tables.stage(0, self.active, target, node);
         }
+        self.flip(target, head);
+        Ok(())
+    }
+
+    /// Makes what was staged visible.
+    pub(crate) fn flip(&mut self, target: Epoch, head: &Head) {
         self.tables.store_head(self.active, &map::Head { epoch: target.0, record_hash: head.hash.0 });
         fail::fail_point!("applier.before_flip");
         self.tables.flip(target);
         self.active = target;
         fail::fail_point!("applier.after_flip");
-        Ok(())
     }
 
     fn stage<P: CellTable>(&self, cells: &[(u32, P)], target: Epoch) {
@@ -543,6 +548,6 @@ pub(crate) const fn frontend_payload(key: FrontendKey, index: u32) -> Frontend {
     Frontend { key, kind: Frontend::SERVICE, index, reserved: 0 }
 }
 
-fn length(endpoints: &[u32]) -> u32 {
+pub(crate) fn length(endpoints: &[u32]) -> u32 {
     u32::try_from(endpoints.len()).expect("admission keeps endpoints within their capacity, which is a u32")
 }

@@ -335,16 +335,15 @@ impl<H: Home> Follower<H> {
         let Some(mut job) = self.job.take() else { return };
         let since = std::mem::take(&mut job.since);
         match outcome {
-            Ok(Outcome::State(wanted)) => {
-                if Epoch::from(wanted.head.lsn) > self.applier.active() {
+            Ok(Outcome::State(mut everything, head)) => {
+                if Epoch::from(head.lsn) > self.applier.active() {
                     // What it is the state of is not visible yet, and nobody knows when it will be.
                     self.verify_at = Instant::now() + COMPARE_AGAIN;
                     return;
                 }
-                let mut everything = wanted.everything;
                 since
                     .into_iter()
-                    .filter(|(_, head)| head.lsn > wanted.head.lsn)
+                    .filter(|(_, later)| later.lsn > head.lsn)
                     .for_each(|(later, _)| everything.merge(later));
                 self.compare(&everything);
                 self.grow_if_tight();

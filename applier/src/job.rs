@@ -14,7 +14,8 @@ use crate::cancel::Cancel;
 use crate::entry::Changes;
 use crate::home::Home;
 use crate::pipeline::spawn;
-use crate::start::{self, Built, StartError, Wanted};
+use crate::plan;
+use crate::start::{self, Built, StartError};
 
 /// A job that runs, and what was applied since it began.
 #[derive(Debug)]
@@ -42,7 +43,8 @@ pub(crate) enum Purpose {
 /// What comes of it.
 #[derive(Debug)]
 pub(crate) enum Outcome<H: Home> {
-    State(Box<Wanted>),
+    /// What the tables must hold at a record.
+    State(Changes, Durable<Head>),
     Built(Box<Built<H>>),
 }
 
@@ -87,12 +89,12 @@ fn carry_out<H: Home>(
     head: Durable<Head>,
     cancel: &Cancel,
 ) -> Result<Outcome<H>, StartError> {
-    let mut wanted = start::read_wanted(journal, head, cancel)?;
+    let model = start::read_model_at(journal, head, cancel)?;
     match purpose {
-        Purpose::Compare => Ok(Outcome::State(Box::new(wanted))),
+        Purpose::Compare => Ok(Outcome::State(plan::everything(&model), head)),
         Purpose::Build { capacities, .. } => {
             let home = home.lock().unwrap_or_else(PoisonError::into_inner);
-            Ok(Outcome::Built(Box::new(start::build(&*home, *capacities, &mut wanted, cancel)?)))
+            Ok(Outcome::Built(Box::new(start::build(&*home, *capacities, &model, head, cancel)?)))
         }
     }
 }

@@ -10,8 +10,9 @@ use std::hash::Hash;
 use storage_schema::id::Epoch;
 use storage_schema::map::{Capacities, FrontendKey};
 
-use crate::entry::{BackendKey, Changes, ServiceKey};
+use crate::entry::{BackendKey, ServiceKey};
 use crate::hash::HashMap;
+use crate::model::Usage;
 
 /// All tables' layouts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,10 +34,11 @@ impl Layout {
     }
 
     /// Makes room for a whole state.
-    pub(crate) fn reserve(&mut self, wanted: &Changes) {
-        self.frontends.reserve(wanted.frontends.len());
-        self.services.reserve(wanted.services.len());
-        self.backends.reserve(wanted.backends.len());
+    pub(crate) fn reserve(&mut self, usage: &Usage) {
+        let entries = |entries| usize::try_from(entries).unwrap_or_default();
+        self.frontends.reserve(entries(usage.frontends));
+        self.services.reserve(entries(usage.services));
+        self.backends.reserve(entries(usage.backends));
     }
 }
 

@@ -33,6 +33,7 @@ mod cancel;
 pub mod compare;
 pub mod dump;
 pub mod entry;
+mod fill;
 mod follower;
 mod grace;
 mod hash;

@@ -16,6 +16,7 @@ use storage_schema::record::{Cause, Delta, Transaction};
 use storage_schema::resource::{self, Kind, LocalityMode, NoEndpoints, Resource, ResourceKey};
 
 use crate::apply::Pressure;
+use crate::backings::Backings;
 use crate::both::both;
 use crate::entry::{BackendKey, Changes};
 use crate::hash::HashMap;
@@ -120,9 +121,18 @@ impl Model {
         let Self { services, workloads, .. } = &self;
         let addresses = self.node_addresses();
         let count_backends = || -> u64 {
-            let keys = |(id, workload): (&ResourceId, _)| plan::backend_keys(*id, workload, |id| services.get(&id));
+            // Most workloads back one service at its own ports: what those come to is looked up where it is close together.
+            let ports: HashMap<ResourceId, [u64; 2]> =
+                services.iter().map(|(id, service)| (*id, plan::ports_of_members(*id, service))).collect();
+            let count = |(id, workload): (&ResourceId, &Workload)| match &workload.backings {
+                Backings::One(service) => {
+                    let [v4, v6] = ports.get(service).copied().unwrap_or_default();
+                    v4 * u64::from(workload.v4.is_some()) + v6 * u64::from(workload.v6.is_some())
+                }
+                Backings::Many(_) => plan::backend_keys(*id, workload, |id| services.get(&id)).len() as u64,
+            };
             let waypoints = services.iter().filter(|(id, service)| plan::waypoint_key(**id, service).is_some());
-            workloads.iter().map(|entry| keys(entry).len() as u64).sum::<u64>() + waypoints.count() as u64
+            workloads.iter().map(count).sum::<u64>() + waypoints.count() as u64
         };
         let claim_frontends = || {
             let mut frontends = HashMap::default();

@@ -269,8 +269,8 @@ impl Pipeline {
         let cancel = Cancel::default();
         match target {
             Target::Memory => {
-                let (model, wanted) = start::load_model(&journal, &limits, shown, &cancel)?;
-                let mut started = start::start_memory(identity, &limits, wanted, &cancel)?;
+                let (model, head) = start::load_model(&journal, &limits, shown, &cancel)?;
+                let mut started = start::start_memory(identity, &limits, &model, head, &cancel)?;
                 started.report.took = begun.elapsed();
                 let prepared = Prepared { started, model, wait_for_readers: Box::new(|| Ok(())) };
                 Self::run(journal, limits, cancel, Beginning::Prepared(Box::new(prepared)), verify_interval)

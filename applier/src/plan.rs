@@ -3,7 +3,6 @@
 //! Nothing here remembers anything. The entries of a service or workload follow from it, its members and the services it
 //! backs; how the tables looked before does not matter.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use storage_schema::id::ResourceId;
@@ -143,6 +142,29 @@ pub fn backend_keys<'m>(
     keys
 }
 
+/// At how many ports the members of a service serve it, over IPv4 and over IPv6: those that say nothing about ports.
+pub(crate) fn ports_of_members(id: ResourceId, service: &Service) -> [u64; 2] {
+    let mut ports: Vec<_> =
+        service_keys(id, service).filter_map(|key| Some((key.family, service.target_port(key)?))).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    [Family::V4, Family::V6].map(|family| ports.iter().filter(|(of, _)| *of == family).count() as u64)
+}
+
+/// The backends at which a service's members serve it, and its waypoint, with their addresses. One may be there twice.
+pub(crate) fn backends_of_service(model: &Model, id: ResourceId, service: &Service) -> Vec<(BackendKey, [u32; 4])> {
+    let keys: Vec<ServiceKey> = service_keys(id, service).collect();
+    let of_member = |(member, workload): (ResourceId, &Workload)| {
+        let keys = keys.iter().filter_map(move |key| {
+            let address = backend_address(workload, key.family)?;
+            let port = workload.target_port(*key, service)?;
+            Some((BackendKey { workload: member, port, family: key.family }, address))
+        });
+        keys.collect::<Vec<_>>()
+    };
+    model.members(id).flat_map(of_member).chain(waypoint(id, service)).collect()
+}
+
 /// The address that a backend's entry holds.
 pub fn backend_address(workload: &Workload, family: Family) -> Option<[u32; 4]> {
     workload.address(family).map(address_words)
@@ -152,27 +174,34 @@ pub fn backend_address(workload: &Workload, family: Family) -> Option<[u32; 4]> 
 pub fn everything(model: &Model) -> Changes {
     let node = Some(model.node_entry());
     let entries = model.count(Kind::Workload);
-    let (backends, services) = both(entries, || all_backends(model), || all_services(model));
-    let frontends = model.services().flat_map(|(id, service)| frontends(id, service, model.node_addresses()));
-    let frontends = frontends.map(|(frontend, key)| (frontend, Some(key))).collect();
+    // Maps are collected whole: that sorts once and builds them from one end to the other.
+    let (backends, services) = both(
+        entries,
+        || backends(model).map(|(key, address)| (key, Some(address))).collect(),
+        || service_ports(model).map(|(key, service)| (key, Some(service_entry(model, key, service)))).collect(),
+    );
+    let frontends = all_frontends(model).map(|(frontend, key)| (frontend, Some(key))).collect();
     Changes { frontends, services, backends, node }
 }
 
-// Maps are collected whole: that sorts once and builds them from one end to the other.
-
-fn all_services(model: &Model) -> BTreeMap<ServiceKey, Option<ServiceEntry>> {
-    let keys = model.services().flat_map(|(id, service)| service_keys(id, service).map(move |key| (key, service)));
-    keys.map(|(key, service)| (key, Some(service_entry(model, key, service)))).collect()
+/// All destinations, with the service ports that they lead to.
+pub(crate) fn all_frontends(model: &Model) -> impl Iterator<Item = (FrontendKey, ServiceKey)> {
+    model.services().flat_map(|(id, service)| frontends(id, service, model.node_addresses()))
 }
 
-fn all_backends(model: &Model) -> BTreeMap<BackendKey, Option<[u32; 4]>> {
+/// All service ports.
+pub(crate) fn service_ports(model: &Model) -> impl Iterator<Item = (ServiceKey, &Service)> {
+    model.services().flat_map(|(id, service)| service_keys(id, service).map(move |key| (key, service)))
+}
+
+/// All backends, with their addresses.
+pub(crate) fn backends(model: &Model) -> impl Iterator<Item = (BackendKey, [u32; 4])> {
     let of = |(id, workload)| {
         let keys = backend_keys(id, workload, |id| model.service(id));
-        keys.into_iter().map(move |key| (key, backend_address(workload, key.family)))
+        keys.into_iter().filter_map(move |key| Some((key, backend_address(workload, key.family)?)))
     };
     let waypoints = model.services().filter_map(|(id, service)| waypoint(id, service));
-    let waypoints = waypoints.map(|(key, address)| (key, Some(address)));
-    model.workloads().flat_map(of).chain(waypoints).collect()
+    model.workloads().flat_map(of).chain(waypoints)
 }
 
 /// The families that a service has an address of; with node ports both, whatever addresses the node has just now.
@@ -198,9 +227,17 @@ impl Workload {
             return Some(0);
         }
         let own = overrides.iter().find(|port| port.service_port == key.port).map(|port| port.target_port);
-        own.or_else(|| {
-            let port = service.ports.iter().find(|p| p.port == key.port && p.protocol.number() == key.protocol)?;
-            Some(port.target_port)
-        })
+        own.or_else(|| service.target_port(key))
+    }
+}
+
+impl Service {
+    /// The port on which members serve a service port, those that do not say otherwise.
+    fn target_port(&self, key: ServiceKey) -> Option<u16> {
+        if key.port == 0 {
+            return Some(0);
+        }
+        let port = self.ports.iter().find(|p| p.port == key.port && p.protocol.number() == key.protocol)?;
+        Some(port.target_port)
     }
 }

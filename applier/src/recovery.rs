@@ -156,7 +156,6 @@ impl<T: Tables> Applier<T> {
     ///
     /// With a head that is visible already this is the check that tables and journal agree.
     pub fn reconcile(&mut self, wanted: &mut Changes, head: Durable<Head>) -> Result<Applied, ApplyError> {
-        self.layout.reserve(wanted);
         let Changes { frontends, services, backends, node: _ } = wanted;
         let Layout { frontends: frontend_cells, services: service_cells, backends: backend_cells, runs: _ } =
             &self.layout;

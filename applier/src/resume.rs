@@ -25,12 +25,14 @@ use journal::{Durable, Head, Journal};
 use crate::apply::{Applied, Applier, ApplyError};
 use crate::cancel::Cancel;
 use crate::compare::{Comparison, Staged};
+use crate::entry::Changes;
 use crate::home::{Home as _, KernelHome};
 use crate::load::Loader;
-use crate::model::Usage;
+use crate::model::{Model, Usage};
+use crate::plan;
 use crate::recovery::{Identity, RecoveryError, believable};
 use crate::sizing;
-use crate::start::{Built, Prepared, StartError, StartReport, Started, Wanted, build, load_model};
+use crate::start::{Built, Prepared, StartError, StartReport, Started, build, load_model};
 use crate::tables::{KernelTables, TableError};
 
 /// A generation that connections go on with, unseen.
@@ -78,9 +80,9 @@ pub(crate) fn prepare(
     cancel: &Cancel,
 ) -> Result<Prepared<KernelHome>, StartError> {
     fail::fail_point!("applier.before_load");
-    let (model, wanted) = load_model(journal, limits, shown, cancel)?;
+    let (model, head) = load_model(journal, limits, shown, cancel)?;
     let grace = Grace::new()?;
-    let started = start_kernel(home, &grace, limits, journal, cancel, wanted)?;
+    let started = start_kernel(home, &grace, limits, journal, cancel, &model, head)?;
     fail::fail_point!("applier.before_loaded");
     let wait_for_readers = Box::new(move || grace.wait().map_err(|error| error.to_string()));
     Ok(Prepared { started, model, wait_for_readers })
@@ -92,10 +94,11 @@ fn start_kernel(
     limits: &Capacities,
     journal: &Journal,
     cancel: &Cancel,
-    mut wanted: Wanted,
+    model: &Model,
+    head: Durable<Head>,
 ) -> Result<Started<KernelHome>, StartError> {
-    let start = KernelStart { home: &home, grace, limits, journal, cancel };
-    let Standing { generation, applier, mut report, compared } = start.resume_or_build(&mut wanted)?;
+    let start = KernelStart { home: &home, grace, limits, journal, cancel, model, head };
+    let Standing { generation, applier, mut report, compared } = start.resume_or_build()?;
     fail::fail_point!("applier.before_activate");
     report.links_changed = home.activate(Some(&generation))?;
     fail::fail_point!("applier.after_activate");
@@ -108,6 +111,8 @@ struct KernelStart<'s> {
     limits: &'s Capacities,
     journal: &'s Journal,
     cancel: &'s Cancel,
+    model: &'s Model,
+    head: Durable<Head>,
 }
 
 /// Tables that show the journal's state, attached or not.
@@ -142,11 +147,13 @@ enum Unfit {
 }
 
 impl KernelStart<'_> {
-    fn resume_or_build(&self, wanted: &mut Wanted) -> Result<Standing, StartError> {
+    fn resume_or_build(&self) -> Result<Standing, StartError> {
         let (mut why_not, mut compared) = (None, None);
+        // What the tables must hold, once there are some to compare with it.
+        let mut wanted = None;
         for generation in self.home.datapath().complete_generations()? {
             self.cancel.check()?;
-            match self.resume(&generation, wanted) {
+            match self.resume(&generation, &mut wanted) {
                 Ok((applier, report, compared)) => return Ok(Standing { generation, applier, report, compared }),
                 Err(unfit) => {
                     tracing::warn!(generation = generation.number(), reason = %unfit, "the pinned maps are replaced");
@@ -157,8 +164,9 @@ impl KernelStart<'_> {
                 }
             }
         }
-        let capacities = sizing::fitting(&wanted.usage, self.limits);
-        let Built { generation, applier, entries } = build(self.home, capacities, wanted, self.cancel)?;
+        drop(wanted);
+        let capacities = sizing::fitting(&self.model.usage(), self.limits);
+        let Built { generation, applier, entries } = build(self.home, capacities, self.model, self.head, self.cancel)?;
         let generation = generation.expect("a generation of the kernel's is pinned");
         let rebuilt = Some(why_not.unwrap_or_else(|| "nothing was pinned".to_owned()));
         let report = StartReport { entries_written: entries, rebuilt, ..StartReport::default() };
@@ -168,19 +176,20 @@ impl KernelStart<'_> {
     fn resume(
         &self,
         generation: &Generation,
-        wanted: &mut Wanted,
+        wanted: &mut Option<Changes>,
     ) -> Result<(Applier<KernelTables>, StartReport, Option<Comparison>), Unfit> {
         let control = generation.control()?.filter(|c| self.home.identity().matches(c)).ok_or(Unfit::Foreign)?;
         let capacities = generation.capacities()?;
-        if sizing::growth(&capacities, &wanted.usage, self.limits).is_some() {
+        if sizing::growth(&capacities, &self.model.usage(), self.limits).is_some() {
             return Err(Unfit::TooSmall);
         }
-        check_history(self.journal, &control, wanted.head)?;
+        check_history(self.journal, &control, self.head)?;
         fail::fail_point!("applier.before_recover");
         let (mut applier, recovered) = Applier::recover(KernelTables::open(generation, capacities)?)?;
         fail::fail_point!("applier.before_compare");
-        let (applied, compared) = if applier.active() == Epoch::from(wanted.head.lsn) {
-            let comparison = applier.compare(&wanted.everything, Staged::Nothing)?;
+        let wanted = wanted.get_or_insert_with(|| plan::everything(self.model));
+        let (applied, compared) = if applier.active() == Epoch::from(self.head.lsn) {
+            let comparison = applier.compare(wanted, Staged::Nothing)?;
             if comparison.differing > 0 {
                 return Err(Unfit::Drifted(Box::new(comparison)));
             }
@@ -196,13 +205,13 @@ impl KernelStart<'_> {
         Ok((applier, report, compared))
     }
 
-    fn catch_up(&self, applier: &mut Applier<KernelTables>, wanted: &mut Wanted) -> Result<Applied, Unfit> {
-        match applier.reconcile(&mut wanted.everything, wanted.head) {
+    fn catch_up(&self, applier: &mut Applier<KernelTables>, wanted: &mut Changes) -> Result<Applied, Unfit> {
+        match applier.reconcile(wanted, self.head) {
             Err(ApplyError::Blocked { .. }) => {
                 let active = applier.active();
                 self.grace.wait()?;
                 applier.quiesce(active)?;
-                Ok(applier.reconcile(&mut wanted.everything, wanted.head)?)
+                Ok(applier.reconcile(wanted, self.head)?)
             }
             outcome => Ok(outcome?),
         }

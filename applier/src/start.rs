@@ -13,14 +13,13 @@ use storage_schema::map::Capacities;
 use crate::apply::{Applier, ApplyError};
 use crate::cancel::Cancel;
 use crate::compare::Comparison;
-use crate::entry::Changes;
+use crate::fill;
 use crate::home::{Home, MemoryHome};
 use crate::load::Loader;
-use crate::model::{Model, Usage};
-use crate::plan;
+use crate::model::Model;
 use crate::recovery::Identity;
 use crate::sizing;
-use crate::tables::{TableError, Tables};
+use crate::tables::TableError;
 
 /// Where the state is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,14 +105,6 @@ pub(crate) struct Built<H: Home> {
     pub(crate) entries: u64,
 }
 
-/// The journal's state, as the applier is to show it.
-#[derive(Debug)]
-pub(crate) struct Wanted {
-    pub(crate) head: Durable<Head>,
-    pub(crate) everything: Changes,
-    pub(crate) usage: Usage,
-}
-
 /// The journal's state: what opening it has shown and the records since, or else what the store has. Nothing may be pushed
 /// meanwhile.
 pub(crate) fn load_model(
@@ -121,7 +112,7 @@ pub(crate) fn load_model(
     limits: &Capacities,
     shown: Option<Loader>,
     cancel: &Cancel,
-) -> Result<(Model, Wanted), StartError> {
+) -> Result<(Model, Durable<Head>), StartError> {
     let head = journal.durable().head();
     let model = match shown.and_then(|shown| from_shown(journal, shown)) {
         Some(model) => model,
@@ -136,9 +127,7 @@ pub(crate) fn load_model(
         crate::Rejection::OverCapacity { table, needed, capacity } => StartError::TooSmall { table, needed, capacity },
         other => unreachable!("capacities are all that was checked, and the answer is {other}"),
     })?;
-    let wanted = Wanted { head, everything: plan::everything(&model), usage: model.usage() };
-    cancel.check()?;
-    Ok((model, wanted))
+    Ok((model, head))
 }
 
 /// `None`: it cannot be used, and the store is read instead.
@@ -155,13 +144,13 @@ pub(crate) fn read_model(journal: &Journal) -> Result<Model, ReadError> {
     Ok(loader.finish()?)
 }
 
-/// What the tables must show at a record, from the journal alone.
-pub(crate) fn read_wanted(journal: &Journal, head: Durable<Head>, cancel: &Cancel) -> Result<Wanted, StartError> {
+/// The model of the state at a record, from the journal alone.
+pub(crate) fn read_model_at(journal: &Journal, head: Durable<Head>, cancel: &Cancel) -> Result<Model, StartError> {
     let state = journal.reader().state_at_while(head.lsn, || !cancel.is_cancelled());
     cancel.check()?;
     let model = model_of(&state?)?;
     cancel.check()?;
-    Ok(Wanted { head, everything: plan::everything(&model), usage: model.usage() })
+    Ok(model)
 }
 
 /// The model of the state at a record.
@@ -175,51 +164,52 @@ fn model_of(state: &State) -> Result<Model, ReadError> {
     Ok(loader.finish()?)
 }
 
-/// Builds a new generation that shows `wanted`; it is complete, and nobody sees it yet. Of one that is given up nothing stays.
+/// Builds a new generation that shows `model`, the state at `head`; it is complete, and nobody sees it yet. Of one that is given
+/// up nothing stays.
 pub(crate) fn build<H: Home>(
     home: &H,
     capacities: Capacities,
-    wanted: &mut Wanted,
+    model: &Model,
+    head: Durable<Head>,
     cancel: &Cancel,
 ) -> Result<Built<H>, StartError> {
     cancel.check()?;
-    let (generation, tables) = home.create(&capacities)?;
-    match fill(tables, home.identity(), wanted, cancel) {
-        Ok((applier, entries)) => Ok(Built { generation, applier, entries }),
-        Err(error) => {
-            if let Some(Err(error)) = generation.as_ref().map(Generation::discard) {
-                tracing::warn!(%error, "a generation that was not finished stays until the next switch");
+    // To make large tables takes the kernel as long as it takes to work out what goes into them.
+    fill::ahead(model, |parts| {
+        let (generation, tables) = home.create(&capacities)?;
+        let mut applier = Applier::create(tables, home.identity());
+        let filled = cancel.check().and_then(|()| {
+            let entries = applier.fill_with(parts, model, head).map_err(StartError::Fill)?;
+            cancel.check()?;
+            Ok(entries)
+        });
+        match filled {
+            Ok(entries) => {
+                fail::fail_point!("applier.before_complete");
+                applier.complete();
+                Ok(Built { generation, applier, entries })
             }
-            Err(error)
+            Err(error) => {
+                if let Some(Err(error)) = generation.as_ref().map(Generation::discard) {
+                    tracing::warn!(%error, "a generation that was not finished stays until the next switch");
+                }
+                Err(error)
+            }
         }
-    }
-}
-
-fn fill<T: Tables>(
-    tables: T,
-    identity: &Identity,
-    wanted: &mut Wanted,
-    cancel: &Cancel,
-) -> Result<(Applier<T>, u64), StartError> {
-    cancel.check()?;
-    let mut applier = Applier::create(tables, identity);
-    let applied = applier.reconcile(&mut wanted.everything, wanted.head).map_err(StartError::Fill)?;
-    cancel.check()?;
-    fail::fail_point!("applier.before_complete");
-    applier.complete();
-    Ok((applier, applied.entries))
+    })
 }
 
 /// Starts with tables in memory.
 pub(crate) fn start_memory(
     identity: Identity,
     limits: &Capacities,
-    mut wanted: Wanted,
+    model: &Model,
+    head: Durable<Head>,
     cancel: &Cancel,
 ) -> Result<Started<MemoryHome>, StartError> {
     let home = MemoryHome::new(identity);
-    let capacities = sizing::fitting(&wanted.usage, limits);
-    let Built { generation, applier, entries } = build(&home, capacities, &mut wanted, cancel)?;
+    let capacities = sizing::fitting(&model.usage(), limits);
+    let Built { generation, applier, entries } = build(&home, capacities, model, head, cancel)?;
     let report = StartReport { entries_written: entries, ..StartReport::default() };
     Ok(Started { home, applier, generation, report, compared: None })
 }

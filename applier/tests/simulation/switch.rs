@@ -206,11 +206,10 @@ impl<'h> Node<'h> {
     /// An agent's life: a new generation is built, brought up to date and switched to, and the journal goes on.
     fn renew(&mut self) {
         let (mut old, _) = Applier::recover(self.tables(OLD)).expect("it is whole");
-        let mut wanted = plan::everything(&self.model);
         let head = self.heads.at(self.lsn);
         self.pin(NEW);
         let mut new = Applier::create(self.tables(NEW), &IDENTITY);
-        new.reconcile(&mut wanted, head).expect("empty tables have room");
+        new.fill(&self.model, head).expect("empty tables have room");
         if self.mutant != Some(Mutant::SwitchesBeforeComplete) {
             new.complete();
         }

@@ -222,10 +222,13 @@ impl<'h> World<'h> {
         self.memory = Rc::new(MemoryTables::new(CAPACITIES));
         self.checker.borrow_mut().new_tables();
         let head = self.heads.at(self.lsn);
-        let mut wanted = plan::everything(&self.model);
+        let compared = Applier::create(MemoryTables::new(CAPACITIES), &IDENTITY)
+            .reconcile(&mut plan::everything(&self.model), head)
+            .expect("empty tables have room");
         let lived = catch_unwind(AssertUnwindSafe(|| {
             let mut applier = Applier::create(self.tables(), &IDENTITY);
-            applier.reconcile(&mut wanted, head).expect("empty tables have room");
+            let entries = applier.fill(&self.model, head).expect("empty tables have room");
+            assert_eq!(entries, compared.entries, "both ways lead to the same tables");
             applier.complete();
         }));
         if let Err(cause) = lived {
