@@ -25,7 +25,10 @@ pub enum LoadError {
         path: PathBuf,
     },
     /// The process may not do what is needed.
-    #[error("the kernel refuses {action}: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON ({source})")]
+    #[error(
+        "the kernel refuses {action}: run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; if that is so, see what the \
+         kernel's security modules forbid in /sys/kernel/security/lsm and lockdown ({source})"
+    )]
     Privilege {
         /// What was refused.
         action: String,
