@@ -172,6 +172,12 @@ impl Rig {
         }
     }
 
+    /// Checks that a start has written what its tables show, and gone on with none. A random state may be one that needs no entry.
+    pub fn check_rebuilt(ready: &Status) {
+        let shows_entries = ready.tables.iter().any(|table| table.used > 0);
+        assert_eq!(ready.restart.entries_rewritten > 0, shows_entries, "{ready:#?}");
+    }
+
     /// Checks an agent that has come back, pushes again what was in doubt, and checks once more.
     pub fn check_recovered(&mut self, agent: &Agent, ready: &Status) {
         self.worker.expect_progress();
