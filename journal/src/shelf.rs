@@ -156,6 +156,9 @@ impl Shelf {
         let missing = !found.there && library.durable_lsn() > Lsn::ZERO;
         let rebuilt = |reason: String| Rebuilt { reason, ahead_lsn: None };
         let judged = found.store.map_err(|error| rebuilt(error.to_string())).and_then(|unproven| {
+            if missing {
+                return Err(rebuilt("it was missing".to_owned()));
+            }
             let heads = unproven.heads();
             // The proof reads the store, and this the log.
             let (proven, behind) = unproven.prove(show, || match disagreement(heads, library) {
@@ -166,8 +169,7 @@ impl Shelf {
             Ok((store, behind?))
         });
         let why = match judged {
-            Ok((store, behind)) if !missing => return Ok((store, None, behind?)),
-            Ok(_) => rebuilt("it was missing".to_owned()),
+            Ok((store, behind)) => return Ok((store, None, behind?)),
             Err(why) => why,
         };
         Store::delete(&self.path)?;
