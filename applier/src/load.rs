@@ -1,5 +1,6 @@
 //! The model of a stored state, made from resources where they lie, without decoding them.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
@@ -15,9 +16,13 @@ use storage_schema::resource::{
     Protocol, ResourceKey, ServicePort, WorkloadStatus,
 };
 
-use crate::model::{Model, Service, Workload};
+use crate::backings::Backings;
+use crate::both::both;
+use crate::hash::HashMap;
+use crate::model::{Model, Service, Usage, Workload};
 use crate::owner::{Owner, Owners};
 use crate::place::Said;
+use crate::plan;
 use crate::projection::Node;
 
 /// What a thread of the loader's gets at once; a state that is smaller needs no thread.
@@ -132,6 +137,47 @@ impl Loader {
         self.batch.load(&mut model)?;
         model.owners = self.owners;
         Ok(model)
+    }
+}
+
+impl Model {
+    /// Adds what follows from the resources, once all are there.
+    pub(crate) fn loaded(mut self) -> Self {
+        let Self { services, workloads, .. } = &self;
+        let addresses = self.node_addresses();
+        let count_backends = || -> u64 {
+            // Most workloads back one service at its own ports: what those come to is looked up where it is close together.
+            let ports: HashMap<ResourceId, [u64; 2]> =
+                services.iter().map(|(id, service)| (*id, plan::ports_of_members(*id, service))).collect();
+            let count = |(id, workload): (&ResourceId, &Workload)| match &workload.backings {
+                Backings::One(service) => {
+                    let [v4, v6] = ports.get(service).copied().unwrap_or_default();
+                    v4 * u64::from(workload.v4.is_some()) + v6 * u64::from(workload.v6.is_some())
+                }
+                Backings::Many(_) => plan::backend_keys(*id, workload, |id| services.get(&id)).len() as u64,
+            };
+            let waypoints = services.iter().filter(|(id, service)| plan::waypoint_key(**id, service).is_some());
+            workloads.iter().map(count).sum::<u64>() + waypoints.count() as u64
+        };
+        let claim_frontends = || {
+            let mut frontends = HashMap::default();
+            frontends.reserve(services.len());
+            for (id, service) in services {
+                for (frontend, _) in plan::frontends(*id, service, addresses) {
+                    let owner = *frontends.entry(frontend).or_insert(*id);
+                    assert_eq!(owner, *id, "the journal admits no two services for one destination");
+                }
+            }
+            frontends
+        };
+        let (backends, frontends) = both(workloads.len(), count_backends, claim_frontends);
+        self.frontends = frontends;
+        self.usage = Usage { frontends: self.frontends.len() as u64, backends, ..Usage::default() };
+        for (id, service) in &self.services {
+            self.usage.services += plan::service_keys(*id, service).count() as u64;
+            self.usage.endpoints += plan::slots_max(*id, service, self.members.get(id).map_or(0, BTreeSet::len));
+        }
+        self
     }
 }
 

@@ -16,8 +16,6 @@ use storage_schema::record::{Cause, Delta, Transaction};
 use storage_schema::resource::{self, Kind, LocalityMode, NoEndpoints, Resource, ResourceKey};
 
 use crate::apply::Pressure;
-use crate::backings::Backings;
-use crate::both::both;
 use crate::entry::{BackendKey, Changes};
 use crate::hash::HashMap;
 use crate::owner::{Owner, Owners};
@@ -36,10 +34,10 @@ pub struct Model {
     /// Which workloads back a service, also while the service itself is not there yet.
     pub(crate) members: HashMap<ResourceId, BTreeSet<ResourceId>>,
     /// Whose destination is whose.
-    frontends: HashMap<FrontendKey, ResourceId>,
+    pub(crate) frontends: HashMap<FrontendKey, ResourceId>,
     pub(crate) node: Option<Node>,
     pub(crate) owners: Owners,
-    usage: Usage,
+    pub(crate) usage: Usage,
 }
 
 /// How many table entries the state takes. Endpoints are counted as if every member could be chosen, so that a change of
@@ -114,45 +112,6 @@ impl Model {
             }
         }
         self.stamp(&before, lsn);
-    }
-
-    /// Adds what follows from the resources, once all are there.
-    pub(crate) fn loaded(mut self) -> Self {
-        let Self { services, workloads, .. } = &self;
-        let addresses = self.node_addresses();
-        let count_backends = || -> u64 {
-            // Most workloads back one service at its own ports: what those come to is looked up where it is close together.
-            let ports: HashMap<ResourceId, [u64; 2]> =
-                services.iter().map(|(id, service)| (*id, plan::ports_of_members(*id, service))).collect();
-            let count = |(id, workload): (&ResourceId, &Workload)| match &workload.backings {
-                Backings::One(service) => {
-                    let [v4, v6] = ports.get(service).copied().unwrap_or_default();
-                    v4 * u64::from(workload.v4.is_some()) + v6 * u64::from(workload.v6.is_some())
-                }
-                Backings::Many(_) => plan::backend_keys(*id, workload, |id| services.get(&id)).len() as u64,
-            };
-            let waypoints = services.iter().filter(|(id, service)| plan::waypoint_key(**id, service).is_some());
-            workloads.iter().map(count).sum::<u64>() + waypoints.count() as u64
-        };
-        let claim_frontends = || {
-            let mut frontends = HashMap::default();
-            frontends.reserve(services.len());
-            for (id, service) in services {
-                for (frontend, _) in plan::frontends(*id, service, addresses) {
-                    let owner = *frontends.entry(frontend).or_insert(*id);
-                    assert_eq!(owner, *id, "the journal admits no two services for one destination");
-                }
-            }
-            frontends
-        };
-        let (backends, frontends) = both(workloads.len(), count_backends, claim_frontends);
-        self.frontends = frontends;
-        self.usage = Usage { frontends: self.frontends.len() as u64, backends, ..Usage::default() };
-        for (id, service) in &self.services {
-            self.usage.services += plan::service_keys(*id, service).count() as u64;
-            self.usage.endpoints += plan::slots_max(*id, service, self.members.get(id).map_or(0, BTreeSet::len));
-        }
-        self
     }
 
     /// Checks a transaction and makes it part of the model; on an error nothing has changed.

@@ -4,34 +4,34 @@
 //! table changes are queued under that LSN. One thread follows the journal's durable head and applies what is queued up
 //! to it. Grace periods run on a thread of their own; while one must be waited for, further records join the batch.
 
+mod thread;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use journal::{Ack, AppendError, Journal, OriginError, OriginState, Receipt, ResumeError, Watermarks};
-use loader::Generation;
 use storage_schema::codec::encode_record;
-use storage_schema::id::{BootId, Epoch, Lsn, RecordHash};
+use storage_schema::id::{BootId, Lsn, RecordHash};
 use storage_schema::map::Capacities;
 use storage_schema::precondition::Precondition;
 use storage_schema::record::{Cause, Record, Transaction};
 use storage_schema::resource::Kind;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::thread::{ApplierThread, Beginning};
 use crate::apply::Pressure;
 use crate::cancel::Cancel;
 use crate::compare::Comparison;
 use crate::entry::Changes;
 use crate::follower::{Follower, Request};
-use crate::grace::GracePeriods;
 use crate::home::{Home, KernelHome};
 use crate::load::Loader;
 use crate::model::{Model, Rejection, Usage};
 use crate::recovery::Identity;
-use crate::resume::{self, Believed};
-use crate::start::{self, Prepared, StartError, StartReport, Started, Target};
-use crate::tables::Tables as _;
+use crate::resume;
+use crate::start::{self, Prepared, StartError, StartReport, Target};
 
 /// What a pipeline needs to know.
 #[derive(Clone, Debug)]
@@ -242,17 +242,6 @@ pub(crate) struct Progress {
     pub(crate) drift: Drift,
     start: StartReport,
 }
-
-/// What the applier thread begins with.
-enum Beginning<H: Home> {
-    /// All that it needs.
-    Prepared(Box<Prepared<H>>),
-    /// Tables that connections go on with, what was done for that, and how to get the rest.
-    Believed(Believed, StartReport, Prepare<H>),
-}
-
-/// Gets what an applier thread needs, which takes long.
-type Prepare<H> = Box<dyn FnOnce(&Cancel) -> Result<Prepared<H>, StartError> + Send>;
 
 impl Pipeline {
     /// Makes the target show the journal's state and begins to follow it. Blocks until the former is done, or pinned tables
@@ -526,106 +515,6 @@ impl Pipeline {
             })?,
         };
         Ok(Self { shared, requests, stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl<H: Home> Beginning<H> {
-    fn epoch(&self) -> Epoch {
-        match self {
-            Self::Prepared(prepared) => prepared.started.applier.active(),
-            Self::Believed(believed, ..) => believed.epoch,
-        }
-    }
-
-    fn progress(&self) -> Progress {
-        let (generation, capacities, start) = match self {
-            Self::Prepared(prepared) => {
-                let started = &prepared.started;
-                (started.generation.as_ref(), started.applier.tables().capacities(), &started.report)
-            }
-            Self::Believed(believed, report, _) => (Some(&believed.generation), believed.capacities, report),
-        };
-        Progress {
-            trouble: None,
-            inspection_trouble: None,
-            generation: generation.map(Generation::number),
-            generations_built: 0,
-            capacities,
-            entries_written: start.entries_written,
-            flips: 0,
-            grace_waits: 0,
-            refusals: 0,
-            drift: Drift::default(),
-            start: start.clone(),
-        }
-    }
-}
-
-/// What the applier thread has before it has tables.
-struct ApplierThread {
-    shared: Arc<Shared>,
-    applied: watch::Sender<Lsn>,
-    loaded: watch::Sender<bool>,
-    requested: mpsc::UnboundedReceiver<Request>,
-    verify_interval: Duration,
-}
-
-impl ApplierThread {
-    /// Proves tables that were believed, or has others take their place. `None`: it is over.
-    fn load<H: Home>(
-        self,
-        prepare: impl FnOnce(&Cancel) -> Result<Prepared<H>, StartError>,
-    ) -> Option<(Follower<H>, JoinHandle<()>)> {
-        let begun = Instant::now();
-        let shared = Arc::clone(&self.shared);
-        let prepared = match prepare(&shared.cancel) {
-            Ok(prepared) => prepared,
-            Err(error) => {
-                if !matches!(error, StartError::Cancelled) {
-                    tracing::error!(%error, "the journal's state cannot be loaded; what is pinned balances on");
-                }
-                // Before `self` goes: whoever notices that asks why.
-                drop(shared.failure.set(Arc::new(error)));
-                return None;
-            }
-        };
-        let report = &prepared.started.report;
-        let (rebuilt, entries_written) = (report.rebuilt.as_deref(), report.entries_written);
-        tracing::info!(took = ?begun.elapsed(), rebuilt, entries_written, "the journal's state is loaded");
-        shared.progress().generations_built += u64::from(rebuilt.is_some());
-        self.begin(prepared).inspect_err(|error| tracing::error!(%error, "the applier cannot begin")).ok()
-    }
-
-    /// Lets pushes in.
-    fn begin<H: Home>(self, prepared: Prepared<H>) -> Result<(Follower<H>, JoinHandle<()>), StartError> {
-        let Self { shared, applied, loaded, requested, verify_interval } = self;
-        let Prepared { started, model, wait_for_readers } = prepared;
-        let (grace, grace_thread) = GracePeriods::start(wait_for_readers)?;
-        shared.progress().begin(&started);
-        let lsn = Lsn::from(started.applier.active());
-        applied.send_if_modified(|applied| std::mem::replace(applied, lsn) != lsn);
-        shared.admission().model = Some(model);
-        loaded.send_replace(true);
-        let durable = shared.journal.durable();
-        let follower = Follower::new(shared, started, applied, durable, grace, requested, verify_interval);
-        Ok((follower, grace_thread))
-    }
-}
-
-impl Progress {
-    /// What the start has led to, once it is known.
-    fn begin<H: Home>(&mut self, started: &Started<H>) {
-        let Started { applier, generation, report, compared, .. } = started;
-        self.generation = generation.as_ref().map(Generation::number);
-        self.capacities = applier.tables().capacities();
-        self.entries_written = report.entries_written;
-        let before = std::mem::replace(&mut self.start, report.clone());
-        // To be ready took as long as it took; what came behind it did not count.
-        self.start.took = before.took.max(report.took);
-        self.start.links_changed = before.links_changed.max(report.links_changed);
-        if let Some(comparison) = compared {
-            self.drift.note(comparison);
-        }
     }
 }
 

@@ -7,6 +7,7 @@ use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use expect_test::Expect;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -185,4 +186,9 @@ impl Drop for Agent {
             drop(self.child.wait());
         }
     }
+}
+
+/// Checks a command's whole outcome: code, standard output, standard error.
+pub(crate) fn check(place: &Place, run: &Run, expected: &Expect) {
+    expected.assert_eq(&format!("exit {}\n{}{}", run.code, place.normal(&run.stdout), place.normal(&run.stderr)));
 }
