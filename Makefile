@@ -48,10 +48,11 @@ bench: target/tools/for-build ## Run every benchmark in benches/; each measures 
 
 nightly: target/tools/for-test ## Long runs: SIMULATED=<n> seeds of each simulation, KILLED=<n> of real kills.
 	$(CARGO) build $(TEST_BUILD) --bins
-	HOLDFAST_SIMULATION_SEEDS=$(or $(SIMULATED),2000); export HOLDFAST_SIMULATION_SEEDS; \
+	HOLDFAST_SEED=random HOLDFAST_SIMULATION_SEEDS=$(or $(SIMULATED),2000); \
+	export HOLDFAST_SEED HOLDFAST_SIMULATION_SEEDS; \
 	$(CARGO) nextest run $(TEST_BUILD) --profile nightly -E 'package(applier) + package(journal)'
-	HOLDFAST_SEEDS=$(or $(KILLED),50) HOLDFAST_BIN=$(abspath $(TARGET))/debug/holdfast; \
-	export HOLDFAST_SEEDS HOLDFAST_BIN; \
+	HOLDFAST_SEED=random HOLDFAST_SEEDS=$(or $(KILLED),50) HOLDFAST_BIN=$(abspath $(TARGET))/debug/holdfast; \
+	export HOLDFAST_SEED HOLDFAST_SEEDS HOLDFAST_BIN; \
 	$(CARGO) nextest run $(TEST_BUILD) --profile nightly -E 'package(recovery-tests)'
 
 # Without a sanitizer, so that any Rust will do: the fuzzer's own instrumentation is LLVM's.

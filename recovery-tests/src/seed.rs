@@ -14,13 +14,16 @@ pub struct Seed {
 }
 
 impl Seed {
-    /// The seed in `HOLDFAST_SEED`, or a random one, for the test `test` in `tests/<binary>.rs`.
+    /// The seed for the test `test` in `tests/<binary>.rs`: what `HOLDFAST_SEED` says, a number or `random`. Without it, a test
+    /// has a seed of its own, the same in each run: what a change broke shows with the change, and long runs look further.
     pub fn from_environment(binary: &'static str, test: impl Into<String>) -> Self {
-        let value = env::var("HOLDFAST_SEED").map_or_else(
-            |_| rand::random::<u32>().into(),
-            |text| text.parse().unwrap_or_else(|_| panic!("HOLDFAST_SEED is `{text}`, not a number")),
-        );
-        Self { value, binary, test: test.into() }
+        let test = test.into();
+        let value = match env::var("HOLDFAST_SEED").as_deref() {
+            Err(_) => test.bytes().fold(0, |hash: u32, byte| hash.wrapping_mul(31).wrapping_add(byte.into())).into(),
+            Ok("random") => rand::random::<u32>().into(),
+            Ok(text) => text.parse().unwrap_or_else(|_| panic!("HOLDFAST_SEED is `{text}`, not a number or `random`")),
+        };
+        Self { value, binary, test }
     }
 
     /// The seed of the `n`-th run of a test that is run many times.

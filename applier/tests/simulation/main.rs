@@ -46,9 +46,11 @@ const ROUNDS: usize = 400;
 /// Random schedules: transactions, batches, grace periods, kills and refused calls in any order.
 #[test]
 fn random_schedules_keep_all_invariants() {
-    let (first, count) = match std::env::var("HOLDFAST_SEED") {
-        Ok(seed) => (seed.parse().expect("HOLDFAST_SEED is a number"), 1),
-        Err(_) => (u64::from(rand::random::<u32>()), number("HOLDFAST_SIMULATION_SEEDS", 200) as u64),
+    let count = number("HOLDFAST_SIMULATION_SEEDS", 200) as u64;
+    let (first, count) = match std::env::var("HOLDFAST_SEED").as_deref() {
+        Err(_) => (1, count),
+        Ok("random") => (rand::random::<u32>().into(), count),
+        Ok(seed) => (seed.parse().expect("HOLDFAST_SEED is a number or `random`"), 1),
     };
     println!("HOLDFAST_SEED={first}, {count} seeds from there");
     let rounds = number("HOLDFAST_SIMULATION_ROUNDS", ROUNDS);
