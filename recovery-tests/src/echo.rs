@@ -1,7 +1,7 @@
 //! Servers: they say who they are and then send back whatever comes.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -39,6 +39,56 @@ impl Drop for EchoServer {
         for listener in &self.listeners {
             // Ends the accepting thread's wait.
             let _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
+        }
+        for thread in self.threads.drain(..) {
+            // A panic there has been reported by its own message.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Servers of datagrams, one for each address of each backend: they answer with the address that they are at, as text.
+#[derive(Debug)]
+pub struct DatagramServers {
+    sockets: Vec<UdpSocket>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl DatagramServers {
+    /// Answers at a port of the first so many backends, in the calling thread's network namespace, which must have their
+    /// addresses.
+    pub fn start(backends: u16, port: u16) -> io::Result<Self> {
+        let mut servers = Self { sockets: Vec::new(), threads: Vec::new() };
+        for address in (0..backends).flat_map(backend_addresses) {
+            let socket = UdpSocket::bind((address, port))?;
+            let identity = socket.local_addr()?.to_string();
+            let answering = socket.try_clone()?;
+            servers.sockets.push(socket);
+            servers.threads.push(thread::spawn(move || {
+                while let Ok((_, from)) = answering.recv_from(&mut []) {
+                    // A client that does not listen any more is its own business.
+                    let _ = answering.send_to(identity.as_bytes(), from);
+                }
+            }));
+        }
+        Ok(servers)
+    }
+
+    /// The server at an address.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn at(&self, address: SocketAddr) -> &UdpSocket {
+        let at = |socket: &&UdpSocket| socket.local_addr().is_ok_and(|local| local == address);
+        self.sockets.iter().find(at).unwrap_or_else(|| panic!("nobody answers at {address}"))
+    }
+}
+
+impl Drop for DatagramServers {
+    fn drop(&mut self) {
+        for socket in &self.sockets {
+            // Says that the socket is not connected, and ends the thread's wait nevertheless.
+            let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
         }
         for thread in self.threads.drain(..) {
             // A panic there has been reported by its own message.

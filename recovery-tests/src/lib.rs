@@ -8,6 +8,7 @@
 //!   the resources alone, without a line of the code under test.
 //! * [`pinned`]: the kernel's tables and the journal, opened while no agent has them, and compared with the oracle.
 //! * [`rig`]: all of it, put together for crash tests.
+//! * [`bare`]: a datapath without an agent around it, and the test process among its clients.
 //! * [`stamped`]: connections of the test process itself, with the stamps that the kernel program left on them.
 //! * [`seed`], [`requirements`]: how a test is replayed, and when it may be skipped.
 //!
@@ -16,6 +17,7 @@
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod bare;
 pub mod connection;
 pub mod crowd;
 pub mod echo;

@@ -6,56 +6,19 @@ use std::net::{SocketAddr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
-use applier::{Options, Pipeline, Target};
-use journal::Journal;
-use loader::Datapath;
+use recovery_tests::bare::Bare;
 use recovery_tests::echo::{EchoServer, backend_addresses};
 use recovery_tests::requirements::kernel_is_usable;
-use recovery_tests::sandbox::Sandbox;
-use recovery_tests::stamped::{Enrolled, attempt, attempt_over};
+use recovery_tests::stamped::{attempt, attempt_over};
 use recovery_tests::world;
 use rustix::io::Errno;
 use rustix::net::SocketType;
-use storage_schema::map::{Capacities, Stamp};
-use storage_schema::record::{Delta, Origin, Transaction};
+use storage_schema::map::Stamp;
 use storage_schema::resource::{
     Backing, LoadBalancing, Policy, Protocol, Resource, Service, ServicePort, Workload, WorkloadStatus,
 };
 
-const CAPACITIES: Capacities = Capacities { frontends: 64, services: 64, backends: 64, endpoints: 50_000 };
 const PORT: u16 = 8080;
-
-/// A datapath without an agent around it.
-struct Rig {
-    pipeline: Pipeline,
-    datapath: Datapath,
-    _enrolled: Enrolled,
-    _sandbox: Sandbox,
-}
-
-impl Rig {
-    fn start() -> Self {
-        let sandbox = Sandbox::enter();
-        let options =
-            loader::Options { pin_root: sandbox.pin_root(), cgroup: sandbox.cgroup().expect("entered").to_owned() };
-        let journal = Journal::open(journal::Config::new(sandbox.state_dir())).expect("an empty directory");
-        let pipeline = Pipeline::start(journal, Options::new(Target::Kernel(options.clone()), CAPACITIES));
-        let datapath = Datapath::open(options).expect("a pin root");
-        let enrolled = Enrolled::in_cgroup_of(&sandbox);
-        Self { pipeline: pipeline.expect("a usable kernel"), datapath, _enrolled: enrolled, _sandbox: sandbox }
-    }
-
-    fn push(&self, resources: Vec<Resource>) {
-        let origin = Origin { source: "policies".to_owned(), incarnation: 1, version: None };
-        let transaction = Transaction::push(origin, resources.into_iter().map(Delta::Upsert).collect());
-        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        runtime.block_on(async {
-            let pending = self.pipeline.push(transaction, None).await.expect("a valid transaction");
-            pending.durable().await.expect("a writable disk");
-            self.pipeline.wait_applied(pending.lsn()).await.expect("a running applier");
-        });
-    }
-}
 
 /// A service with a virtual address of each family, and three workloads behind it.
 fn service(protocol: Protocol, policy: Policy) -> Vec<Resource> {
@@ -87,14 +50,14 @@ fn clients_of_a_maglev_service_keep_their_backend() {
     if !kernel_is_usable() {
         return;
     }
-    let rig = Rig::start();
+    let rig = Bare::start();
     let _server = EchoServer::start(&[PORT]).expect("a free port in a new namespace");
     rig.push(service(Protocol::Tcp, Policy::Maglev));
     let [v4, v6] = world::vips(0).map(|vip| SocketAddr::new(vip, 80));
     for (to, mapped) in [(v4, false), (v4, true), (v6, false)] {
         let attempts: BTreeSet<_> = (0..20)
             .map(|_| {
-                let attempt = attempt(&rig.datapath, to, mapped);
+                let attempt = attempt(rig.datapath(), to, mapped);
                 (attempt.arrived.expect("a living backend"), attempt.stamp.expect("a stamp").entropy)
             })
             .collect();
@@ -103,10 +66,10 @@ fn clients_of_a_maglev_service_keep_their_backend() {
     // A client that binds its socket is one of its own, whichever family its socket is of.
     let bound = |address: &str, mapped| {
         let bound = Some(SocketAddr::new(address.parse().expect("an address"), 0));
-        let attempt = attempt_over(SocketType::STREAM, &rig.datapath, v4, mapped, bound);
+        let attempt = attempt_over(SocketType::STREAM, rig.datapath(), v4, mapped, bound);
         (attempt.arrived.expect("a living backend"), attempt.stamp.expect("a stamp").entropy)
     };
-    let unbound = attempt(&rig.datapath, v4, false).stamp.expect("a stamp").entropy;
+    let unbound = attempt(rig.datapath(), v4, false).stamp.expect("a stamp").entropy;
     let words: BTreeSet<u32> = (2..66).map(|last| bound(&format!("127.9.9.{last}"), false).1).collect();
     assert_eq!(words.len(), 64, "64 clients");
     assert!(!words.contains(&unbound));
@@ -123,7 +86,7 @@ fn connected_udp_is_balanced() {
     if !kernel_is_usable() {
         return;
     }
-    let rig = Rig::start();
+    let rig = Bare::start();
     for number in 0..3 {
         let [v4, _] = backend_addresses(number);
         let echo = UdpSocket::bind((v4, PORT)).expect("a free port in a new namespace");
@@ -141,7 +104,7 @@ fn connected_udp_is_balanced() {
     for (to, mapped) in [(v4, false), (v4, true), (v6, false)] {
         let mut reached = BTreeSet::new();
         for _ in 0..60 {
-            let attempt = attempt_over(SocketType::DGRAM, &rig.datapath, to, mapped, None);
+            let attempt = attempt_over(SocketType::DGRAM, rig.datapath(), to, mapped, None);
             let stamp = attempt.stamp.expect("a stamp");
             assert_eq!((stamp.outcome, stamp.protocol), (Stamp::FORWARDED, Protocol::Udp.number()));
             reached.insert(attempt.arrived.expect("a datagram socket connects at once"));
@@ -158,9 +121,9 @@ fn connected_udp_is_balanced() {
         assert_eq!(&answer[..length], word);
     }
     // The TCP port of the same number is not the service's.
-    assert!(attempt(&rig.datapath, v4, false).stamp.is_none());
+    assert!(attempt(rig.datapath(), v4, false).stamp.is_none());
 
     rig.push(without_backends(service(Protocol::Udp, Policy::Random)));
-    let refused = attempt_over(SocketType::DGRAM, &rig.datapath, v4, false, None);
+    let refused = attempt_over(SocketType::DGRAM, rig.datapath(), v4, false, None);
     assert_eq!(refused.arrived, Err(Errno::CONNREFUSED));
 }

@@ -11,7 +11,7 @@ use storage_schema::map::{FINGERPRINT, FLOW_FINGERPRINT, FrontendKey, NEVER, key
 #[test]
 fn the_abi_changes_on_purpose_only() {
     assert_eq!(format!("{FINGERPRINT:#018x}"), "0x7320fffbbe51b3de");
-    assert_eq!(format!("{FLOW_FINGERPRINT:#018x}"), "0xc101632a2154f709");
+    assert_eq!(format!("{FLOW_FINGERPRINT:#018x}"), "0xa78aed7285354914");
 }
 
 #[test]

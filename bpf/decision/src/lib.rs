@@ -1,7 +1,8 @@
 //! The decision: given these tables and this `connect()`, where does it go?
 //!
 //! The crate is compiled twice, into the BPF programs and into the host (replay, simulation, `why`), so that what
-//! explains a connection is the code that made it. It is `no_std`, allocates nothing and has no loop.
+//! explains a connection is the code that made it. It is `no_std`, allocates nothing, and its one loop, over a run that has
+//! changed ([`decide_keeping`]), is the tables' ([`Tables::position`]).
 //!
 //! What it relies on, and the applier guarantees ([`storage_schema::map::cell`]): the version that is visible at a
 //! reader's epoch, and the run it points at, do not change while a program that loaded that epoch runs.
@@ -33,6 +34,40 @@ pub trait Tables {
     fn backend(&self, cell: u32) -> Option<*const Cell<Backend>>;
     /// The cell of `node`.
     fn node(&self) -> Option<*const Cell<Node>>;
+
+    /// The first of so many slots from that of `sought` on that leads to what is sought, counted from 0. The kernel's tables
+    /// have their own loop, which the verifier goes through once.
+    #[inline(always)]
+    fn position(&self, sought: &Sought, slots: u32) -> Option<u32>
+    where
+        Self: Sized,
+    {
+        (0..slots).find(|position| sought.is_at(self, *position))
+    }
+}
+
+/// A backend that is looked for in a run.
+#[derive(Clone, Copy, Debug)]
+pub struct Sought {
+    epoch: u64,
+    /// Slot of `endpoints` from which on.
+    first: u32,
+    id: u64,
+    address: [u32; 4],
+    port_be: u16,
+    dialled_port_be: u16,
+}
+
+impl Sought {
+    /// Whether the slot at a position leads there.
+    #[inline(always)]
+    pub fn is_at<T: Tables>(&self, tables: &T, position: u32) -> bool {
+        let Some(cell) = slot(tables, self.first.wrapping_add(position)) else { return false };
+        let Some(backend) = visible(tables.backend(cell), self.epoch) else { return false };
+        backend.id == self.id
+            && same_address(&backend.address, &self.address)
+            && port_or(backend.port_be, self.dialled_port_be) == self.port_be
+    }
 }
 
 /// Where the words come from that choose a backend. Each is asked for only if it is needed.
@@ -96,37 +131,137 @@ pub fn decide<T: Tables>(tables: &T, epoch: u64, destination: &FrontendKey, entr
 /// connection, so that the decision can be made again.
 #[inline(always)]
 pub fn decide_with<T: Tables, W: Words>(tables: &T, epoch: u64, destination: &FrontendKey, words: &W) -> Verdict {
+    decide_keeping(tables, epoch, destination, None, words)
+}
+
+/// Decides one datagram of an unconnected socket: as [`decide_with`], but the backend of `last`, the stamp of the socket's
+/// last datagram to that destination, is chosen again while it may be chosen. With [`Service::MAGLEV`] the client's word alone
+/// decides, and moves few clients when backends come and go.
+///
+/// Either way the verdict's word is one that leads to its backend at `epoch`: this decision too can be made again with
+/// [`decide`].
+#[inline(always)]
+pub fn decide_keeping<T: Tables, W: Words>(
+    tables: &T,
+    epoch: u64,
+    destination: &FrontendKey,
+    last: Option<&Stamp>,
+    words: &W,
+) -> Verdict {
     let Some(frontend) = find_frontend(tables, epoch, destination) else { return Verdict::Pass };
     let Some(service) = visible(tables.service(frontend.index), epoch) else { return Verdict::Pass };
     if service.run_length == 0 {
         return without_endpoints(tables, epoch, service);
     }
-    let entropy = if service.policy == Service::MAGLEV { words.client() } else { words.random() };
-    let Some(backend_cell) = choose(tables, service, entropy) else { return Verdict::Pass };
-    let Some(backend) = visible(tables.backend(backend_cell), epoch) else { return Verdict::Pass };
+    let entropy = if service.policy == Service::MAGLEV {
+        words.client()
+    } else if let Some(last) = last
+        && let Some(word) = word_of(tables, epoch, destination, service, last)
+    {
+        word
+    } else {
+        words.random()
+    };
+    forward(tables, epoch, destination, service, entropy).unwrap_or(Verdict::Pass)
+}
+
+/// To the backend that a word falls on; `None` if the tables have none there.
+#[inline(always)]
+fn forward<T: Tables>(
+    tables: &T,
+    epoch: u64,
+    destination: &FrontendKey,
+    service: &Service,
+    entropy: u32,
+) -> Option<Verdict> {
+    let backend = visible(tables.backend(choose(tables, service, entropy)?), epoch)?;
     let waypoint = if service.flags & Service::WAYPOINT == 0 { 0 } else { Stamp::WAYPOINT };
     let accelerate = if service.flags & Service::ACCELERATE == 0 { 0 } else { Stamp::ACCELERATE };
-    Verdict::Forward {
+    Some(Verdict::Forward {
         service: service.id,
         backend: backend.id,
         address: backend.address,
-        port_be: if backend.port_be == 0 { destination.port_be } else { backend.port_be },
+        port_be: port_or(backend.port_be, destination.port_be),
         entropy,
         flags: waypoint | accelerate,
+    })
+}
+
+/// A run that is longer is not searched: a change of a service with more backends than that may move a socket.
+const SEARCHED_MAX: u32 = 4_096;
+
+/// A word that leads to the backend of a stamp; `None` if it may no longer be chosen.
+#[inline(always)]
+fn word_of<T: Tables>(
+    tables: &T,
+    epoch: u64,
+    destination: &FrontendKey,
+    service: &Service,
+    last: &Stamp,
+) -> Option<u32> {
+    let mut sought = Sought {
+        epoch,
+        first: 0,
+        id: last.backend,
+        address: last.backend_address,
+        port_be: last.backend_port_be,
+        dialled_port_be: destination.port_be,
+    };
+    // Nearly always nothing has changed.
+    if leads_to(tables, service, last.entropy, &mut sought) {
+        return Some(last.entropy);
     }
+    let (offset, entries) = match service.policy {
+        // An alias table names each backend once behind the thresholds.
+        Service::WEIGHTED => (service.run_length / 3, service.run_length / 3),
+        _ => (0, service.run_length),
+    };
+    if entries > SEARCHED_MAX {
+        return None;
+    }
+    sought.first = service.run_offset.wrapping_add(offset);
+    let word = first_word(tables.position(&sought, entries)?, entries)?;
+    // In an alias table the word may fall on the alias, if the entry's own part of it is next to nothing.
+    leads_to(tables, service, word, &mut sought).then_some(word)
+}
+
+#[inline(always)]
+fn leads_to<T: Tables>(tables: &T, service: &Service, word: u32, sought: &mut Sought) -> bool {
+    let Some(slot) = choose_slot(tables, service, word) else { return false };
+    sought.first = slot;
+    sought.is_at(tables, 0)
+}
+
+/// The lowest word that [`scale`]s to a number below `bound`; `None` if there are no such numbers.
+#[inline(always)]
+fn first_word(number: u32, bound: u32) -> Option<u32> {
+    let bound = u64::from(bound);
+    let reach = (u64::from(number) << 32) + bound.wrapping_sub(1);
+    reach.checked_div(bound).and_then(|word| u32::try_from(word).ok())
+}
+
+#[inline(always)]
+const fn port_or(port_be: u16, dialled_be: u16) -> u16 {
+    if port_be == 0 { dialled_be } else { port_be }
 }
 
 /// The `backends` cell that a word falls on.
 #[inline(always)]
 fn choose<T: Tables>(tables: &T, service: &Service, word: u32) -> Option<u32> {
+    slot(tables, choose_slot(tables, service, word)?)
+}
+
+/// The slot that has it.
+#[inline(always)]
+fn choose_slot<T: Tables>(tables: &T, service: &Service, word: u32) -> Option<u32> {
     if service.policy != Service::WEIGHTED {
-        return slot(tables, service.run_offset.wrapping_add(scale(word, service.run_length)));
+        return Some(service.run_offset.wrapping_add(scale(word, service.run_length)));
     }
     let entries = service.run_length / 3;
     let entry = service.run_offset.wrapping_add(scale(word, entries));
     let threshold = slot(tables, entry)?;
     let taken = if fraction(word, entries) < threshold { entries } else { entries.wrapping_mul(2) };
-    slot(tables, entry.wrapping_add(taken))
+    Some(entry.wrapping_add(taken))
 }
 
 #[inline(always)]
@@ -187,12 +322,14 @@ fn find_key<'t, T: Tables>(tables: &'t T, epoch: u64, key: &FrontendKey) -> Opti
 
 #[inline(always)]
 fn same_destination(one: &FrontendKey, other: &FrontendKey) -> bool {
-    one.address[3] == other.address[3]
-        && one.port_be == other.port_be
-        && one.protocol == other.protocol
-        && one.address[0] == other.address[0]
-        && one.address[1] == other.address[1]
-        && one.address[2] == other.address[2]
+    one.port_be == other.port_be && one.protocol == other.protocol && same_address(&one.address, &other.address)
+}
+
+/// Word by word, the one that tells IPv4 addresses apart first: a call of `memcmp` is nothing that the kernel has.
+#[inline(always)]
+#[must_use]
+pub fn same_address(one: &[u32; 4], other: &[u32; 4]) -> bool {
+    one[3] == other[3] && one[0] == other[0] && one[1] == other[1] && one[2] == other[2]
 }
 
 #[inline(always)]

@@ -12,13 +12,16 @@ use aya::maps::{Map, MapData, MapError, SkStorage};
 use aya::programs::CgroupAttachMode;
 use aya::programs::cgroup_sock_addr::CgroupSockAddr;
 use aya::programs::links::FdLink;
-use storage_schema::map::{self, Capacities, FLOW_FINGERPRINT, Stamp};
+use storage_schema::map::{self, Capacities, FLOW_FINGERPRINT, Peers, Stamp};
 
 use crate::cgroup::Cgroup;
 use crate::error::LoadError;
 use crate::generation::Generation;
 use crate::hook::{HOOKS, Hook};
 use crate::sys;
+
+/// What sockets carry. These storages outlive generations.
+const FLOW: [&str; 2] = [map::name::STAMPS, map::name::PEERS];
 
 /// What the kernel's side needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,8 +39,8 @@ pub struct Datapath {
     cgroup: Cgroup,
     /// Held open, so that a link whose pin somebody removes is not gone with it.
     links: HashMap<&'static str, OwnedFd>,
-    /// Held open likewise: the sockets' stamps outlive generations.
-    stamps: Option<OwnedFd>,
+    /// Held open likewise, by their pins: what sockets carry outlives generations.
+    flow: HashMap<PathBuf, OwnedFd>,
     /// What the active generation consists of, as it was when it was activated.
     objects: BTreeMap<PathBuf, Option<u32>>,
 }
@@ -89,8 +92,13 @@ impl Datapath {
     /// Checks the cgroup and the pin root, and creates the latter (mode 0700) if it is not there.
     pub fn open(options: Options) -> Result<Self, LoadError> {
         let cgroup = Cgroup::open(&options.cgroup)?;
-        let datapath =
-            Self { pin_root: options.pin_root, cgroup, links: HashMap::new(), stamps: None, objects: BTreeMap::new() };
+        let datapath = Self {
+            pin_root: options.pin_root,
+            cgroup,
+            links: HashMap::new(),
+            flow: HashMap::new(),
+            objects: BTreeMap::new(),
+        };
         datapath.create_folders()?;
         Ok(datapath)
     }
@@ -104,11 +112,12 @@ impl Datapath {
                 .create(&folder)
                 .map_err(LoadError::io("create", folder.clone()))?;
         }
-        match &self.stamps {
-            Some(stamps) if !self.stamps_path().exists() => sys::obj_pin(stamps.as_fd(), &self.stamps_path())
-                .map_err(LoadError::bpf("BPF_OBJ_PIN", self.stamps_path().display().to_string())),
-            _ => Ok(()),
+        for (pin, storage) in &self.flow {
+            if !pin.exists() {
+                sys::obj_pin(storage.as_fd(), pin).map_err(LoadError::bpf("BPF_OBJ_PIN", pin.display().to_string()))?;
+            }
         }
+        Ok(())
     }
 
     /// Complete generations, newest first.
@@ -123,7 +132,8 @@ impl Datapath {
     pub fn create_generation(&self, capacities: &Capacities) -> Result<Generation, LoadError> {
         self.create_folders()?;
         let newest = Generation::list(&self.pin_root)?.last().map_or(0, Generation::number);
-        Generation::at(&self.pin_root, newest + 1).create(&self.stamps_path(), capacities)
+        let flow = FLOW.map(|name| (name, flow_path(&self.pin_root, name)));
+        Generation::at(&self.pin_root, newest + 1).create(&flow, capacities)
     }
 
     /// Makes every link run this generation's programs, then discards all other generations. What is as it should be is
@@ -134,7 +144,8 @@ impl Datapath {
             changed += usize::from(self.link(hook, generation)?.is_some());
         }
         self.objects = generation.objects();
-        self.stamps = sys::obj_get(&self.stamps_path()).ok();
+        let pins = FLOW.map(|name| flow_path(&self.pin_root, name));
+        self.flow = pins.into_iter().filter_map(|pin| sys::obj_get(&pin).ok().map(|storage| (pin, storage))).collect();
         for other in Generation::list(&self.pin_root)? {
             if other != *generation {
                 tracing::info!(generation = other.number(), "discarding a generation that is no longer attached");
@@ -165,7 +176,14 @@ impl Datapath {
 
     /// The stamp of a socket; `None` if it was not balanced.
     pub fn stamp(&self, socket: &impl AsRawFd) -> Result<Option<Stamp>, LoadError> {
-        read_stamp(&self.stamps_path(), socket)
+        read_stamp(&stamps_path(&self.pin_root), socket)
+    }
+
+    /// The stamps of what an unconnected UDP socket has sent, in no order.
+    pub fn peers(&self, socket: &impl AsRawFd) -> Result<Vec<Stamp>, LoadError> {
+        let carried = read_storage(&flow_path(&self.pin_root, map::name::PEERS), map::name::PEERS, socket)?;
+        let stamps = carried.map_or([Stamp::default(); Peers::MAX], |PeersEntry(peers)| peers.stamps);
+        Ok(stamps.into_iter().filter(|stamp| stamp.outcome != Stamp::NONE).collect())
     }
 
     /// Links `hook` to the generation's program: what had to be done, if anything.
@@ -224,26 +242,32 @@ impl Datapath {
     fn links(&self) -> PathBuf {
         self.pin_root.join("links")
     }
-
-    fn stamps_path(&self) -> PathBuf {
-        stamps_path(&self.pin_root)
-    }
 }
 
 /// Where the sockets' stamps are pinned.
 pub(crate) fn stamps_path(pin_root: &Path) -> PathBuf {
-    pin_root.join("flow").join(format!("stamps-{FLOW_FINGERPRINT:016x}"))
+    flow_path(pin_root, map::name::STAMPS)
+}
+
+/// Where a socket storage is pinned.
+fn flow_path(pin_root: &Path, name: &str) -> PathBuf {
+    pin_root.join("flow").join(format!("{name}-{FLOW_FINGERPRINT:016x}"))
 }
 
 /// A socket's stamp in the storage that is pinned there.
 pub(crate) fn read_stamp(stamps: &Path, socket: &impl AsRawFd) -> Result<Option<Stamp>, LoadError> {
-    let failed = || LoadError::map(map::name::STAMPS);
-    let data = MapData::from_pin(stamps).map_err(failed())?;
-    let stamps: SkStorage<_, StampEntry> = SkStorage::try_from(Map::SkStorage(data)).map_err(failed())?;
-    match stamps.get(socket, 0) {
-        Ok(StampEntry(stamp)) => Ok(Some(stamp).filter(|stamp| stamp.outcome != Stamp::NONE)),
+    let carried = read_storage(stamps, map::name::STAMPS, socket)?;
+    Ok(carried.map(|StampEntry(stamp)| stamp).filter(|stamp| stamp.outcome != Stamp::NONE))
+}
+
+/// What a socket carries in the storage that is pinned there; `None`: nothing.
+fn read_storage<E: aya::Pod>(pin: &Path, name: &'static str, socket: &impl AsRawFd) -> Result<Option<E>, LoadError> {
+    let data = MapData::from_pin(pin).map_err(LoadError::map(name))?;
+    let storage: SkStorage<_, E> = SkStorage::try_from(Map::SkStorage(data)).map_err(LoadError::map(name))?;
+    match storage.get(socket, 0) {
+        Ok(carried) => Ok(Some(carried)),
         Err(MapError::KeyNotFound) => Ok(None),
-        Err(error) => Err(failed()(error)),
+        Err(error) => Err(LoadError::map(name)(error)),
     }
 }
 
@@ -291,6 +315,14 @@ struct StampEntry(Stamp);
 
 // SAFETY: plain data without padding, which the ABI asserts.
 unsafe impl aya::Pod for StampEntry {}
+
+/// [`Peers`] as aya wants it.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct PeersEntry(Peers);
+
+// SAFETY: as above.
+unsafe impl aya::Pod for PeersEntry {}
 
 /// Detaches and unpins everything under a pin root: connections stay, new ones are no longer balanced. Returns whether
 /// there was anything.

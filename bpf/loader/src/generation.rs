@@ -58,20 +58,22 @@ impl Generation {
     }
 
     /// Creates the maps and loads the programs, and pins both. The maps are empty: not complete.
-    pub(crate) fn create(self, stamps: &Path, capacities: &Capacities) -> Result<Self, LoadError> {
+    pub(crate) fn create(self, flow: &[(&str, PathBuf)], capacities: &Capacities) -> Result<Self, LoadError> {
         fail::fail_point!("loader.before_create");
         for folder in [self.directory.clone(), self.maps(), self.programs()] {
             fs::create_dir(&folder).map_err(LoadError::io("create", folder.clone()))?;
         }
-        let mut object = EbpfLoader::new()
+        let mut settings = EbpfLoader::new();
+        settings
             .map_max_entries(map::name::FRONTEND_INDEX, capacities.frontend_cells())
             .map_max_entries(map::name::FRONTENDS, capacities.frontend_cells())
             .map_max_entries(map::name::SERVICES, capacities.service_cells())
             .map_max_entries(map::name::ENDPOINTS, capacities.endpoint_slots() / 2)
-            .map_max_entries(map::name::BACKENDS, capacities.backend_cells())
-            .map_pin_path(map::name::STAMPS, stamps)
-            .load(OBJECT)
-            .map_err(LoadError::object)?;
+            .map_max_entries(map::name::BACKENDS, capacities.backend_cells());
+        for (name, pin) in flow {
+            settings.map_pin_path(name, pin);
+        }
+        let mut object = settings.load(OBJECT).map_err(LoadError::object)?;
         for name in MAPS {
             let path = self.map(name);
             object

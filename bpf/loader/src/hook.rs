@@ -13,7 +13,14 @@ pub struct Hook {
 }
 
 /// All hooks.
-pub const HOOKS: [Hook; 2] = [
+///
+/// What shows an application its frontend comes before what leads it to a backend: links are made and switched in this order,
+/// and a socket that is answered before all are in place must be answered in full.
+pub const HOOKS: [Hook; 6] = [
+    Hook { name: "recvmsg4", program: "hf_recvmsg4", attach_type: CgroupSockAddrAttachType::UDPRecvMsg4 },
+    Hook { name: "recvmsg6", program: "hf_recvmsg6", attach_type: CgroupSockAddrAttachType::UDPRecvMsg6 },
+    Hook { name: "sendmsg4", program: "hf_sendmsg4", attach_type: CgroupSockAddrAttachType::UDPSendMsg4 },
+    Hook { name: "sendmsg6", program: "hf_sendmsg6", attach_type: CgroupSockAddrAttachType::UDPSendMsg6 },
     Hook { name: "connect4", program: "hf_connect4", attach_type: CgroupSockAddrAttachType::Connect4 },
     Hook { name: "connect6", program: "hf_connect6", attach_type: CgroupSockAddrAttachType::Connect6 },
 ];

@@ -5,7 +5,8 @@
 //! <pin root>/
 //!   gen-<n>/maps/…        one complete set of maps ...
 //!   gen-<n>/programs/…    ... and the programs that read them: a generation
-//!   flow/stamps-<abi>     socket storage: outlives generations while its ABI is unchanged
+//!   flow/stamps-<abi>     socket storages: they outlive generations while their ABI is unchanged;
+//!   flow/peers-<abi>      of sockets that were connected, and of those that send datagrams unconnected
 //!   links/<hook>          one pinned cgroup link for each hook
 //! ```
 //!

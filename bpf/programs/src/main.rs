@@ -4,7 +4,9 @@
 //! can do. What a connection is balanced by is in the `decision` crate; what the tables hold is in `storage_schema::map`.
 //!
 //! * `maps.rs`: the maps, and the reader's view of them.
+//! * `call.rs`: the calls that the hooks see: whose they are, their address, the words that choose.
 //! * `connect.rs`: the cgroup connect hooks.
+//! * `datagram.rs`: the cgroup sendmsg and recvmsg hooks, for UDP sockets.
 //! * `sockets.rs`: iterators that find balanced sockets and who holds them.
 
 #![no_std]
@@ -15,7 +17,9 @@ compile_error!(
     "decision::read_epoch relies on loads staying in order, which x86-64 does; other processors need an acquire load"
 );
 
+mod call;
 mod connect;
+mod datagram;
 mod maps;
 mod sockets;
 

@@ -1,10 +1,13 @@
 //! The maps. Their sizes here are the least that loads; the loader sets the real ones for each generation.
 
+use core::ffi::c_void;
+
 use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::helpers::generated::bpf_loop;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap};
-use decision::Tables;
-use storage_schema::map::{Backend, Cell, Control, EndpointPair, Frontend, FrontendKey, Node, Service, Stamp};
+use decision::{Sought, Tables};
+use storage_schema::map::{Backend, Cell, Control, EndpointPair, Frontend, FrontendKey, Node, Peers, Service, Stamp};
 
 /// `BPF_F_MMAPABLE`: the applier maps the array into its memory and writes it with plain stores.
 const MMAPABLE: u32 = 1 << 10;
@@ -24,9 +27,14 @@ static BACKENDS: Array<Cell<Backend>> = Array::with_max_entries(1, MMAPABLE);
 #[map(name = "node")]
 static NODE: Array<Cell<Node>> = Array::with_max_entries(1, MMAPABLE);
 
-/// What each balanced socket carries.
+/// What each socket carries that was connected.
 #[btf_map(name = "stamps")]
 pub static STAMPS: SkStorage<Stamp> = SkStorage::new();
+
+/// What each socket carries that sends datagrams without being connected. The kernel runs the hooks that use it with the
+/// socket locked: for one socket, one at a time.
+#[btf_map(name = "peers")]
+pub static PEERS: SkStorage<Peers> = SkStorage::new();
 
 /// The epoch that this program run reads at. Load it once.
 #[inline(always)]
@@ -73,4 +81,29 @@ impl Tables for Maps {
     fn node(&self) -> Option<*const Cell<Node>> {
         NODE.get_ptr(0)
     }
+
+    #[inline(always)]
+    fn position(&self, sought: &Sought, slots: u32) -> Option<u32> {
+        let mut search = Search { sought: *sought, found: None };
+        // SAFETY: the function takes what `bpf_loop` calls it with, and `search` outlives the loop.
+        unsafe { bpf_loop(slots, look_at as *const () as *mut c_void, (&raw mut search).cast(), 0) };
+        search.found
+    }
+}
+
+/// A search for a backend in a run.
+struct Search {
+    sought: Sought,
+    found: Option<u32>,
+}
+
+/// Looks at one slot of a run; 1 ends the loop.
+unsafe extern "C" fn look_at(position: u32, search: *mut Search) -> i64 {
+    // SAFETY: `position` of `Maps` hands over its own search, which nobody else uses.
+    let search = unsafe { &mut *search };
+    if search.sought.is_at(&Maps, position) {
+        search.found = Some(position);
+        return 1;
+    }
+    0
 }

@@ -68,7 +68,7 @@ impl KernelLayout {
 
 abi_struct! {
     /// A connected socket that was balanced to a backend.
-    pub struct StampedSocket[120] {
+    pub struct StampedSocket[136] {
         /// Why it is connected to where it is.
         pub stamp: Stamp,
         /// The kernel's number of the socket, never given twice in one boot.

@@ -33,7 +33,7 @@ pub use control::{Control, Head};
 pub use dump::{KernelLayout, SocketHolder, StampedSocket};
 pub use key::FrontendKey;
 pub use payload::{Backend, Frontend, Node, Service};
-pub use stamp::Stamp;
+pub use stamp::{Peers, Stamp};
 
 use fingerprint::Fingerprint;
 
@@ -55,6 +55,8 @@ pub mod name {
     pub const NODE: &str = "node";
     /// Socket storage of [`super::Stamp`]s. It outlives generations.
     pub const STAMPS: &str = "stamps";
+    /// Socket storage of [`super::Peers`]. It outlives generations likewise.
+    pub const PEERS: &str = "peers";
 }
 
 /// Identifies this ABI: maps with another fingerprint belong to another generation.
@@ -71,7 +73,7 @@ pub const FINGERPRINT: u64 = Fingerprint::seeded(1)
     .finish();
 
 /// Identifies the layout of flow state, which carries over from one generation to the next while it is unchanged.
-pub const FLOW_FINGERPRINT: u64 = Fingerprint::seeded(1).abi::<Stamp>().finish();
+pub const FLOW_FINGERPRINT: u64 = Fingerprint::seeded(1).abi::<Stamp>().abi::<Peers>().finish();
 
 /// Two slots of `endpoints`. The kernel pads array entries to eight bytes, so slots come in pairs: slot `s` is word
 /// `s % 2` of entry `s / 2`, and the slots lie one after the other in memory.

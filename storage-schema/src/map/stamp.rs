@@ -1,11 +1,13 @@
 //! What a balanced socket carries: who decided what, when, from which state, with which random word.
+//!
+//! A socket that was connected has one [`Stamp`]; one that sends datagrams here and there has [`Peers`], a stamp for each.
 
 use super::fingerprint::abi_struct;
 
 abi_struct! {
     /// The decision that a connection stands on. Whoever has the journal can make it again: same state, same word, same
     /// choice.
-    pub struct Stamp[64] {
+    pub struct Stamp[80] {
         /// The epoch that the decision was made at.
         pub epoch: u64,
         /// The service's [`ResourceId`](crate::id::ResourceId).
@@ -16,6 +18,8 @@ abi_struct! {
         pub monotonic_ns: u64,
         /// The destination that the client dialled, as in [`FrontendKey::address`](super::FrontendKey::address).
         pub original_address: [u32; 4],
+        /// The address that it was replaced by, likewise; zeros if it was not.
+        pub backend_address: [u32; 4],
         /// The word that chose the backend: a random one, or with Maglev the client's hash.
         pub entropy: u32,
         /// The port that the client dialled, in network order.
@@ -26,8 +30,10 @@ abi_struct! {
         pub outcome: u8,
         /// A set of `Stamp::…` flags.
         pub flags: u16,
+        /// The port that the dialled one was replaced by, in network order.
+        pub backend_port_be: u16,
         /// Zeros.
-        pub reserved: [u8; 6],
+        pub reserved: [u8; 4],
     }
 }
 
@@ -43,4 +49,18 @@ impl Stamp {
     pub const WAYPOINT: u16 = 1;
     /// The service lets bytes take the short way from socket to socket.
     pub const ACCELERATE: u16 = 1 << 1;
+}
+
+abi_struct! {
+    /// Where an unconnected UDP socket has sent to, and how it got there: a stamp for each pair of a frontend and a backend,
+    /// [`Peers::MAX`] of them, in no order. A further pair takes the place of the one that was sent to longest ago.
+    pub struct Peers[640] {
+        /// The stamps of the last datagram of each; [`Stamp::NONE`] where there is none.
+        pub stamps: [Stamp; Peers::MAX],
+    }
+}
+
+impl Peers {
+    /// How many there are of one socket.
+    pub const MAX: usize = 8;
 }
