@@ -149,7 +149,7 @@ impl Model {
             // Most workloads back one service at its own ports: what those come to is looked up where it is close together.
             let ports: HashMap<ResourceId, [u64; 2]> =
                 services.iter().map(|(id, service)| (*id, plan::ports_of_members(*id, service))).collect();
-            let count = |(id, workload): (&ResourceId, &Workload)| match &workload.backings {
+            let count = |(id, workload): (&ResourceId, &Box<Workload>)| match &workload.backings {
                 Backings::One(service) => {
                     let [v4, v6] = ports.get(service).copied().unwrap_or_default();
                     v4 * u64::from(workload.v4.is_some()) + v6 * u64::from(workload.v6.is_some())
@@ -211,7 +211,7 @@ fn load(model: &mut Model, by: By, encoded: &[u8]) -> Result<(), DecodeError> {
             for (service, _) in workload.backings.iter() {
                 model.members.entry(service).or_default().insert(id);
             }
-            model.workloads.insert(id, workload);
+            model.workloads.insert(id, Box::new(workload));
         }
         ArchivedResource::Node(node) => model.node = Some(project_node(node, by)),
     }

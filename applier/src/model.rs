@@ -30,7 +30,8 @@ use crate::validate;
 #[derive(Debug, Default)]
 pub struct Model {
     pub(crate) services: HashMap<ResourceId, Service>,
-    pub(crate) workloads: HashMap<ResourceId, Workload>,
+    /// In boxes: there are many, a table is mostly half empty, and growing it moves all that is in it.
+    pub(crate) workloads: HashMap<ResourceId, Box<Workload>>,
     /// Which workloads back a service, also while the service itself is not there yet.
     pub(crate) members: HashMap<ResourceId, BTreeSet<ResourceId>>,
     /// Whose destination is whose.
@@ -79,7 +80,7 @@ pub struct Admitted {
 #[derive(Debug, Default)]
 struct Before {
     services: BTreeMap<ResourceId, Option<Service>>,
-    workloads: BTreeMap<ResourceId, Option<Workload>>,
+    workloads: BTreeMap<ResourceId, Option<Box<Workload>>>,
     node: Option<NodeBefore>,
     usage: Usage,
     /// How many sources were known.
@@ -173,12 +174,12 @@ impl Model {
     }
 
     pub(crate) fn workloads(&self) -> impl Iterator<Item = (ResourceId, &Workload)> {
-        self.workloads.iter().map(|(id, workload)| (*id, workload))
+        self.workloads.iter().map(|(id, workload)| (*id, &**workload))
     }
 
     pub(crate) fn members(&self, service: ResourceId) -> impl Iterator<Item = (ResourceId, &Workload)> {
         let ids = self.members.get(&service).into_iter().flatten();
-        ids.filter_map(|id| Some((*id, self.workloads.get(id)?)))
+        ids.filter_map(|id| Some((*id, &**self.workloads.get(id)?)))
     }
 
     pub(crate) fn members_count(&self, service: ResourceId) -> usize {
@@ -266,7 +267,9 @@ impl Model {
                 let previous = self.services.insert(id, Service::project(service, owner));
                 before.services.entry(id).or_insert(previous);
             }
-            Resource::Workload(workload) => self.set_workload(id, Some(Workload::project(workload, owner)), before),
+            Resource::Workload(workload) => {
+                self.set_workload(id, Some(Box::new(Workload::project(workload, owner))), before);
+            }
             Resource::Node(node) => {
                 let previous = self.node.replace(Node::project(node, owner));
                 before.node.get_or_insert(NodeBefore(previous));
@@ -291,7 +294,7 @@ impl Model {
         }
     }
 
-    fn set_workload(&mut self, id: ResourceId, workload: Option<Workload>, before: &mut Before) {
+    fn set_workload(&mut self, id: ResourceId, workload: Option<Box<Workload>>, before: &mut Before) {
         for (service, _) in workload.iter().flat_map(|workload| workload.backings.iter()) {
             self.members.entry(service).or_default().insert(id);
         }
@@ -463,8 +466,8 @@ impl Model {
             difference += i64::from(waypoint.is_some()) - i64::from(waypoint_before.is_some());
         }
         for id in affected {
-            let now = self.workloads.get(&id);
-            let previous = before.workloads.get(&id).map_or(now, Option::as_ref);
+            let now = self.workloads.get(&id).map(|workload| &**workload);
+            let previous = before.workloads.get(&id).map_or(now, Option::as_deref);
             let keys_before = previous.map_or_else(Vec::new, |w| plan::backend_keys(id, w, service_before));
             let keys_now = now.map_or_else(Vec::new, |w| plan::backend_keys(id, w, |id| self.services.get(&id)));
             difference += signed(keys_now.len()) - signed(keys_before.len());

@@ -101,9 +101,3 @@ fn call<A>(command: libc::c_int, attr: &A) -> io::Result<OwnedFd> {
 fn number(fd: RawFd) -> u32 {
     u32::try_from(fd).expect("an open descriptor is not negative")
 }
-
-/// Gives memory that was freed back to the kernel, so that what is resident is what is used.
-pub(crate) fn trim() {
-    // SAFETY: no preconditions.
-    unsafe { libc::malloc_trim(0) };
-}

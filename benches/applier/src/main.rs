@@ -23,6 +23,10 @@ mod visible;
 
 use std::path::PathBuf;
 
+/// The agent's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// What was asked for.
 #[derive(Debug)]
 pub(crate) struct Options {

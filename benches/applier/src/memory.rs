@@ -1,6 +1,8 @@
 //! What a service and an endpoint take: resident in the agent beside the store's cache, and in the kernel.
 
 use std::fs;
+use std::thread;
+use std::time::Duration;
 
 use applier::{Pipeline, Target};
 use journal::Journal;
@@ -12,6 +14,9 @@ use crate::place::Place;
 use crate::restart::spawn;
 use crate::sample::{Size, fill};
 use crate::{Options, bpf};
+
+/// Longer than the allocator keeps what was freed.
+const SETTLING: Duration = Duration::from_secs(3);
 
 /// The maps that grow with the state.
 const MAPS: [&str; 5] = [name::FRONTEND_INDEX, name::FRONTENDS, name::SERVICES, name::ENDPOINTS, name::BACKENDS];
@@ -71,16 +76,29 @@ pub(crate) fn child(journal: Journal, options: loader::Options, size: Size) {
     // Fills the store's cache, which is not the applier's.
     let read = journal.resources(None).flatten().count();
     assert_eq!(read, size.services as usize + size.endpoints as usize);
-    bpf::trim();
-    let before = status_bytes("RssAnon:");
+    let before = settled_bytes();
     let pipeline = Pipeline::start(journal, applier::Options::new(Target::Kernel(options), size.capacities()))
         .expect("a pipeline");
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(pipeline.loaded()).expect("the state can be loaded");
-    bpf::trim();
-    let after = status_bytes("RssAnon:");
+    let after = settled_bytes();
     println!("{} {after} {}", after - before, status_bytes("VmHWM:"));
     std::mem::forget(pipeline);
+}
+
+/// What is resident once the allocator has given back what was freed: it does so by itself, a moment later.
+fn settled_bytes() -> f64 {
+    let mut bytes = status_bytes("RssAnon:");
+    loop {
+        thread::sleep(SETTLING);
+        // It also does so when somebody frees something: so do threads that work.
+        thread::spawn(|| drop(Vec::<u8>::with_capacity(1 << 20))).join().expect("it does not panic");
+        let later = status_bytes("RssAnon:");
+        if later >= bytes {
+            return later;
+        }
+        bytes = later;
+    }
 }
 
 /// A field of /proc/self/status in bytes.

@@ -12,7 +12,7 @@ use loader::Datapath;
 use crate::figures::{median, milliseconds};
 use crate::place::Place;
 use crate::sample::{Size, fill};
-use crate::{Options, bpf, memory};
+use crate::{Options, memory};
 
 /// Set for a child: `start`, `start-unshown`, `steps` or `memory`, then services, endpoints, pin root, cgroup and state directory.
 pub(crate) const CHILD: &str = "HOLDFAST_BENCH_APPLIER_CHILD";
@@ -150,7 +150,6 @@ fn steps(journal: Journal, options: loader::Options, size: Size) {
 
 fn exit() -> ! {
     use std::io::Write;
-    bpf::trim();
     let _ = std::io::stdout().flush();
     // No destructor runs: the journal is left as a SIGKILL leaves it.
     std::process::exit(0);
