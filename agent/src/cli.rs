@@ -91,6 +91,9 @@ pub enum Command {
     /// Show what happens, as it happens: records, or resources and what becomes of them.
     #[command(after_help = "Examples:\n  holdfast watch records\n  holdfast watch state --kind service")]
     Watch(WatchArgs),
+    /// Show who pushes: each source's last version and record, what it owns, and whether it is connected.
+    #[command(after_help = "Example:\n  holdfast sources")]
+    Sources(PrintArgs),
     /// Compare two moments: which resources differ, field by field, and who changed them; with --maps the table entries too.
     #[command(
         after_help = "Examples:\n  holdfast diff -10m\n  holdfast diff 811 812 --maps\n  holdfast diff '2026-11-22 14:00:00' 14:05:00 --kind workload --state-dir ./copy"

@@ -33,6 +33,7 @@ use crate::push::stream::PushStream;
 use crate::push::{Hello, encode_level};
 use crate::rejection::{Rejection, Violations};
 use crate::server::Read;
+use crate::source::{Connected, decode_source};
 use crate::status::{Status, UnreadableStatus, decode_status};
 use crate::{Level, MESSAGE_BYTES_MAX, Receipt, Stored, WAIT_TIMEOUT_MAX, proto};
 
@@ -340,6 +341,23 @@ impl Client {
             for resource in resources {
                 all.push(decode_answer(resource)?);
             }
+            if next_page_token.is_empty() {
+                return Ok(all);
+            }
+            page_token = next_page_token;
+        }
+    }
+
+    /// Who pushes, in the order of their names. They are read in pages; a source that comes meanwhile may be missing.
+    pub async fn sources(&self) -> Result<Vec<Connected>, ClientError> {
+        let mut client = PushServiceClient::new(self.channel.clone());
+        let mut all = Vec::new();
+        let mut page_token = String::new();
+        loop {
+            let request = proto::ListSourcesRequest { page_size: 0, page_token };
+            let answer = client.list_sources(request).await.map_err(|status| self.error(&status))?;
+            let proto::ListSourcesResponse { sources, next_page_token } = answer.into_inner();
+            all.extend(sources.into_iter().map(decode_source));
             if next_page_token.is_empty() {
                 return Ok(all);
             }

@@ -5,7 +5,7 @@
 //! * [`convert`]: between messages and `storage-schema`, with the path of every field that is wrong.
 //! * [`server`]: tonic over a unix socket ([`socket`]) and TCP with TLS, in front of anything that is a [`server::Backend`].
 //! * [`access`]: who may call what; [`layers`]: what each call goes through, and what it may cost.
-//! * [`push`]: the push protocol, both ends of it. [`plan`]: what a transaction would change.
+//! * [`push`]: the push protocol, both ends of it. [`source`]: who pushes. [`plan`]: what a transaction would change.
 //! * [`filter`]: which resources are meant.
 //! * [`watch`]: records and the state, told as they come.
 //! * [`journal`]: reading the journal through it. [`replay`]: asking what was, and why.
@@ -29,6 +29,7 @@ pub mod replay;
 pub mod server;
 mod services;
 pub mod socket;
+pub mod source;
 pub mod status;
 pub mod watch;
 

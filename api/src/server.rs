@@ -36,6 +36,7 @@ use crate::push::{JournalFacts, Push, Recollection, Seats, SourceState, Submitte
 use crate::rejection::{Rejection, Violation, Violations};
 use crate::replay::{Question, StateQuery};
 use crate::services::{capabilities, health, reflection};
+use crate::source::SourcesPage;
 use crate::status::{Status, encode_status};
 use crate::watch::{
     RecordsStep, RecordsWatch, StateStep, StateWatch, decode_records_watch, decode_state_watch, encode_records_step,
@@ -59,6 +60,13 @@ pub trait Backend: Send + Sync + 'static {
 
     /// What the journal has of a source, with everything that was submitted.
     fn source(&self, name: &str) -> Option<SourceState>;
+
+    /// Up to `limit` sources whose names come after `after`.
+    fn sources(
+        &self,
+        after: Option<String>,
+        limit: usize,
+    ) -> impl Future<Output = Result<SourcesPage, Unreadable>> + Send;
 
     /// What became of a version of a source. What is on its way to the disk is waited for.
     fn recollect(&self, source: &str, version: u64) -> impl Future<Output = Result<Recollection, Unreadable>> + Send;
@@ -506,7 +514,7 @@ fn not_found(key: &ResourceKey) -> RpcStatus {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is passed to map_err")]
-fn unreadable(error: Unreadable) -> RpcStatus {
+pub(crate) fn unreadable(error: Unreadable) -> RpcStatus {
     tracing::error!(%error, "a read failed");
     RpcStatus::internal(error.to_string())
 }

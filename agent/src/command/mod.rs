@@ -8,6 +8,7 @@ mod get;
 mod journal;
 mod past;
 mod push;
+mod sources;
 mod status;
 mod sync;
 mod uninstall;
@@ -34,6 +35,7 @@ pub fn run(cli: Cli, started: Instant) -> Result<(), Failure> {
         Command::Delete(args) => delete::run(common, &args),
         Command::Get(args) => get::run(common, &args),
         Command::Watch(args) => watch::run(common, &args),
+        Command::Sources(args) => sources::run(common, &args),
         Command::Diff(args) => past::diff(common, &args),
         Command::History(args) => past::history(common, &args),
         Command::Why(args) => past::why(common, &args),

@@ -14,6 +14,7 @@ use api::push::{JournalFacts, Push, Recollection, SourceState, Submitted};
 use api::rejection::{DeltaName, Rejection};
 use api::replay::{Question, StateQuery};
 use api::server::{Backend, DatapathError, Flow, Read, Unreadable};
+use api::source::{Source, SourcesPage};
 use api::status::{Datapath, DatapathKind, Drift, Restart, Status, TablePressure};
 use api::watch::{RecordsStep, RecordsWatch, StateStep, StateWatch};
 use api::{Level, Receipt, Stored};
@@ -189,6 +190,27 @@ impl Backend for Node {
     fn source(&self, name: &str) -> Option<SourceState> {
         let journal::SourceState { incarnation, last_version, last_lsn } = self.journal.source(name)?;
         Some(SourceState { incarnation, last_version, last_lsn })
+    }
+
+    async fn sources(&self, after: Option<String>, limit: usize) -> Result<SourcesPage, Unreadable> {
+        let mut owned = self.pipeline.owned();
+        let page = move |journal: &Journal| {
+            let mut all =
+                journal.sources().into_iter().filter(|(name, _)| after.as_ref().is_none_or(|after| name > after));
+            let sources: Vec<Source> = all
+                .by_ref()
+                .take(limit)
+                .map(|(name, journal::SourceState { incarnation, last_version, last_lsn })| Source {
+                    state: SourceState { incarnation, last_version, last_lsn },
+                    last_wall_ns: journal.record(last_lsn).ok().map(|record| record.wall_ns),
+                    owned: owned.remove(&name).unwrap_or_default().map(|count| count as u64),
+                    name,
+                })
+                .collect();
+            let next = all.next().and_then(|_| sources.last()).map(|last| last.name.clone());
+            Ok(SourcesPage { sources, next })
+        };
+        Ok(self.read(page).await?.value)
     }
 
     async fn recollect(&self, source: &str, version: u64) -> Result<Recollection, Unreadable> {

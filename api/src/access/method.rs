@@ -49,6 +49,7 @@ const ADMIN: Need = Need::Role(Role::Admin);
 pub const METHODS: &[Method] = &[
     method("/holdfast.v1.PushService/Apply", PUSH, Shape::Unary),
     method("/holdfast.v1.PushService/Push", PUSH, Shape::Push),
+    method("/holdfast.v1.PushService/ListSources", READ, Shape::Unary),
     method("/holdfast.v1.ResourceService/GetResource", READ, Shape::Unary),
     method("/holdfast.v1.ResourceService/ListResources", READ, Shape::Unary),
     method("/holdfast.v1.ResourceService/WatchState", READ, Shape::Reader),

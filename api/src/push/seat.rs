@@ -62,6 +62,11 @@ impl Seats {
         Ok(taken)
     }
 
+    /// Whether anybody has a source's seat, or waits for it.
+    pub(super) fn is_taken(&self, source: &str) -> bool {
+        self.lock().contains_key(source)
+    }
+
     fn claim(self: &Arc<Self>, source: &str, incarnation: u64) -> Result<Taken, NoSeat> {
         let mut by_source = self.lock();
         let seat = by_source.entry(source.to_owned()).or_insert_with(|| {
@@ -124,6 +129,7 @@ mod tests {
         let third = third.await.unwrap().unwrap();
         assert_eq!(seats.take("cp", 1).await.unwrap_err(), NoSeat::Fenced { current: 2 });
         assert!(seats.take("other", 0).await.is_ok());
+        assert!(seats.is_taken("cp"));
         drop(third);
         assert!(seats.lock().is_empty(), "nothing is left of who has gone");
     }

@@ -18,7 +18,8 @@ use crate::convert::{self, Path, decode_transaction};
 use crate::plan::encode_plan;
 use crate::proto::push_service_server::PushService;
 use crate::rejection::{Rejection, Violations};
-use crate::server::{Backend, Handler, Messages};
+use crate::server::{Backend, Handler, Messages, unreadable};
+use crate::source::{PAGE_SOURCES_MAX, Source, SourcesPage, encode_source};
 use crate::{Level, Receipt, proto, socket};
 
 #[tonic::async_trait]
@@ -73,6 +74,25 @@ impl<B: Backend> PushService for Handler<B> {
         let requests = request.into_inner();
         tokio::spawn(session.run(requests).in_current_span());
         Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
+    }
+
+    async fn list_sources(
+        &self,
+        request: Request<proto::ListSourcesRequest>,
+    ) -> Result<Response<proto::ListSourcesResponse>, RpcStatus> {
+        let proto::ListSourcesRequest { page_size, page_token } = request.into_inner();
+        let limit = match usize::try_from(page_size) {
+            Ok(size @ 1..=PAGE_SOURCES_MAX) => size,
+            _ => PAGE_SOURCES_MAX,
+        };
+        let after = (!page_token.is_empty()).then_some(page_token);
+        let SourcesPage { sources, next } = self.backend.sources(after, limit).await.map_err(unreadable)?;
+        let with_seat = |source: Source| {
+            let connected = self.seats.is_taken(&source.name);
+            encode_source(source, connected)
+        };
+        let sources = sources.into_iter().map(with_seat).collect();
+        Ok(Response::new(proto::ListSourcesResponse { sources, next_page_token: next.unwrap_or_default() }))
     }
 }
 

@@ -8,13 +8,14 @@ use crate::{DELTAS_MAX, MESSAGE_BYTES_MAX, TEXT_BYTES_MAX, WAIT_TIMEOUT_MAX, pro
 const PROTOCOLS: [&str; 1] = ["holdfast.v1"];
 
 /// What a client may find by name here instead of by trying.
-const FEATURES: [&str; 12] = [
+const FEATURES: [&str; 13] = [
     "apply",
     "push",
     "sync",
     "dry_run",
     "preconditions",
     "list_filters",
+    "list_sources",
     "journal",
     "watch_records",
     "watch_state",

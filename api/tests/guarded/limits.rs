@@ -127,7 +127,8 @@ async fn what_is_over_a_limit_is_refused_at_once_and_room_comes_back() {
 
 #[tokio::test]
 async fn calls_come_at_the_rate_that_is_allowed() {
-    let running = start(Limits { requests_per_second_max: 20, ..Limits::default() }, &[]).await;
+    // So few that a busy machine makes more as well.
+    let running = start(Limits { requests_per_second_max: 5, ..Limits::default() }, &[]).await;
     let mut status = StatusServiceClient::new(running.channel().await);
     let began = Instant::now();
     let (mut answered, mut refused) = (0, 0);
@@ -140,11 +141,8 @@ async fn calls_come_at_the_rate_that_is_allowed() {
             }
         }
     }
-    let most = 21 + began.elapsed().as_millis() / 50;
-    assert!(
-        answered >= 20 && answered <= most && refused > 0,
-        "{answered} answered, at most {most}; {refused} refused"
-    );
+    let most = 6 + began.elapsed().as_millis() / 200;
+    assert!(answered >= 5 && answered <= most && refused > 0, "{answered} answered, at most {most}; {refused} refused");
 }
 
 #[tokio::test]

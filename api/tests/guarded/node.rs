@@ -17,6 +17,7 @@ use api::rejection::Rejection;
 use api::replay::{Question, StateQuery};
 use api::server::{Backend, DatapathError, Flow, Limits, Read, Terms, Unreadable, serve};
 use api::socket::Socket;
+use api::source::SourcesPage;
 use api::status::{Datapath, DatapathKind, Drift, Restart, Status};
 use api::watch::{RecordsStep, RecordsWatch, StateStep, StateWatch};
 use storage_schema::id::{Epoch, Lsn, RecordHash, StoreId};
@@ -141,6 +142,10 @@ impl Backend for Node {
 
     fn source(&self, _name: &str) -> Option<SourceState> {
         None
+    }
+
+    async fn sources(&self, _after: Option<String>, _limit: usize) -> Result<SourcesPage, Unreadable> {
+        Ok(SourcesPage::default())
     }
 
     async fn recollect(&self, _source: &str, _version: u64) -> Result<Recollection, Unreadable> {

@@ -15,6 +15,7 @@ use api::rejection::Rejection;
 use api::replay::{Question, StateQuery};
 use api::server::{Backend, DatapathError, Flow, Limits, Read, Unreadable, serve};
 use api::socket::Socket;
+use api::source::{Source, SourcesPage};
 use api::status::{Datapath, DatapathKind, Drift, Restart, Status, TablePressure};
 use api::watch::{RecordsStep, RecordsWatch, StateStep, StateWatch};
 use api::{Stored, proto};
@@ -34,6 +35,17 @@ pub(crate) struct Fake {
     pub(crate) client: Mutex<Option<String>>,
     pub(crate) answer: Mutex<Option<Rejection>>,
     pub(crate) query: Mutex<Option<RecordsQuery>>,
+}
+
+/// The sources that it knows: more than fit a page.
+pub(crate) fn sources() -> Vec<Source> {
+    let source = |number: u64| Source {
+        name: format!("source-{number:04}"),
+        state: SourceState { incarnation: number, last_version: number.checked_sub(1), last_lsn: Lsn(number) },
+        last_wall_ns: number.checked_sub(1).map(|earlier| 1_700_000_000_000_000_000 + earlier),
+        owned: [number, 0, 1],
+    };
+    (0..2500).map(source).collect()
 }
 
 impl Backend for Fake {
@@ -71,6 +83,13 @@ impl Backend for Fake {
 
     fn source(&self, _name: &str) -> Option<SourceState> {
         None
+    }
+
+    async fn sources(&self, after: Option<String>, limit: usize) -> Result<SourcesPage, Unreadable> {
+        let mut left = sources().into_iter().filter(|source| after.as_ref().is_none_or(|after| source.name > *after));
+        let sources: Vec<Source> = left.by_ref().take(limit).collect();
+        let next = left.next().and_then(|_| sources.last()).map(|last| last.name.clone());
+        Ok(SourcesPage { sources, next })
     }
 
     async fn recollect(&self, _source: &str, _version: u64) -> Result<Recollection, Unreadable> {

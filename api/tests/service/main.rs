@@ -16,7 +16,7 @@ use api::replay::{Question, StateQuery};
 use api::server::Limits;
 use api::watch::{RecordsStep, RecordsWatch, StateStep, StateWatch};
 use api::{Level, proto};
-use fake::{Running, record, start, start_with, status, upsert};
+use fake::{Running, record, sources, start, start_with, status, upsert};
 use storage_schema::id::{Lsn, RecordHash};
 use storage_schema::precondition::{Precondition, Unmet};
 use storage_schema::record::Delta;
@@ -58,6 +58,19 @@ async fn a_list_comes_whole_however_many_pages_it_has() {
     let listed: Vec<&str> = listed.iter().map(|stored| stored.resource.name()).collect();
     assert_eq!(listed, names);
     assert_eq!(running.client.list(Kind::Workload).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn sources_come_whole_however_many_pages_they_have() {
+    let running = start().await;
+    let listed = running.client.sources().await.unwrap();
+    assert!(listed.iter().all(|listed| !listed.connected));
+    assert_eq!(listed.into_iter().map(|listed| listed.source).collect::<Vec<_>>(), sources());
+    // Who has a stream open is not gone.
+    let _stream = running.client.push(&Hello::new("source-1234", 1234)).await.unwrap();
+    let listed = running.client.sources().await.unwrap();
+    let connected: Vec<_> = listed.iter().filter(|listed| listed.connected).map(|one| &*one.source.name).collect();
+    assert_eq!(connected, ["source-1234"]);
 }
 
 #[tokio::test]
