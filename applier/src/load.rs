@@ -149,15 +149,15 @@ impl Model {
             // Most workloads back one service at its own ports: what those come to is looked up where it is close together.
             let ports: HashMap<ResourceId, [u64; 2]> =
                 services.iter().map(|(id, service)| (*id, plan::ports_of_members(*id, service))).collect();
-            let count = |(id, workload): (&ResourceId, &Box<Workload>)| match &workload.backings {
+            let count = |id: ResourceId, workload: &Workload| match &workload.backings {
                 Backings::One(service) => {
                     let [v4, v6] = ports.get(service).copied().unwrap_or_default();
                     v4 * u64::from(workload.v4.is_some()) + v6 * u64::from(workload.v6.is_some())
                 }
-                Backings::Many(_) => plan::backend_keys(*id, workload, |id| services.get(&id)).len() as u64,
+                Backings::Many(_) => plan::backend_keys(id, workload, |id| services.get(&id)).len() as u64,
             };
             let waypoints = services.iter().filter(|(id, service)| plan::waypoint_key(**id, service).is_some());
-            workloads.iter().map(count).sum::<u64>() + waypoints.count() as u64
+            workloads.iter().map(|(id, workload)| count(*id, workload)).sum::<u64>() + waypoints.count() as u64
         };
         let claim_frontends = || {
             let mut frontends = HashMap::default();
