@@ -33,7 +33,7 @@ use crate::push::stream::PushStream;
 use crate::push::{Hello, encode_level};
 use crate::rejection::{Rejection, Violations};
 use crate::server::Read;
-use crate::source::{Connected, decode_source};
+use crate::source::{ListedSource, decode_source};
 use crate::status::{Status, UnreadableStatus, decode_status};
 use crate::{Level, MESSAGE_BYTES_MAX, Receipt, Stored, WAIT_TIMEOUT_MAX, proto};
 
@@ -349,7 +349,7 @@ impl Client {
     }
 
     /// Who pushes, in the order of their names. They are read in pages; a source that comes meanwhile may be missing.
-    pub async fn sources(&self) -> Result<Vec<Connected>, ClientError> {
+    pub async fn sources(&self) -> Result<Vec<ListedSource>, ClientError> {
         let mut client = PushServiceClient::new(self.channel.clone());
         let mut all = Vec::new();
         let mut page_token = String::new();

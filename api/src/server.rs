@@ -165,8 +165,8 @@ pub struct DatapathError {
 /// A sync is gathered in memory, up to the limits of one.
 const SYNCS_MAX: usize = 2;
 
-/// Resources on a page when the client does not say, and at most.
-const PAGE_RESOURCES_MAX: usize = 1000;
+/// Entries of a page when the client does not say, and at most.
+const PAGE_MAX: usize = 1000;
 /// A page ends after the resource that makes it this large, far below what a client accepts.
 const PAGE_BYTES: usize = 1 << 20;
 
@@ -360,11 +360,7 @@ impl<B: Backend> ResourceService for Handler<B> {
         let kind = decode_kind(&Path::root("kind"), kind, &mut found);
         let filter = decode_filter(&Path::root("filter"), filter, &mut found);
         let (Some(kind), Some(filter)) = (kind, filter) else { return Err(Rejection::invalid(found).to_status()) };
-        let limit = match usize::try_from(page_size) {
-            Ok(size @ 1..=PAGE_RESOURCES_MAX) => size,
-            _ => PAGE_RESOURCES_MAX,
-        };
-        let after = (!page_token.is_empty()).then_some(page_token);
+        let (limit, after) = page(page_size, page_token);
         let query = ListQuery { kind, filter, after };
         let Read { value, state_lsn } = self.backend.resources(query, limit).await.map_err(unreadable)?;
         let (resources, next_page_token) = encode_page(value);
@@ -506,6 +502,15 @@ fn required<T>(path: &str, found: &mut Violations) -> Option<T> {
 
 fn violation(path: &str, description: impl Into<String>) -> Violation {
     Violation { path: path.to_owned(), resource: None, description: description.into() }
+}
+
+/// How many to read for a page, and after which name.
+pub(crate) fn page(page_size: u32, page_token: String) -> (usize, Option<String>) {
+    let limit = match usize::try_from(page_size) {
+        Ok(size @ 1..=PAGE_MAX) => size,
+        _ => PAGE_MAX,
+    };
+    (limit, (!page_token.is_empty()).then_some(page_token))
 }
 
 fn not_found(key: &ResourceKey) -> RpcStatus {

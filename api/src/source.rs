@@ -6,9 +6,6 @@ use crate::journal::{decode_time, encode_time};
 use crate::proto;
 use crate::push::SourceState;
 
-/// The most sources in one page.
-pub(crate) const PAGE_SOURCES_MAX: usize = 1000;
-
 /// A source that the journal knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
@@ -31,9 +28,9 @@ pub struct SourcesPage {
     pub next: Option<String>,
 }
 
-/// A source, and whether it has a stream open.
+/// A source as it is listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Connected {
+pub struct ListedSource {
     /// The source.
     pub source: Source,
     /// Whether it has a stream open.
@@ -56,10 +53,10 @@ pub(crate) fn encode_source(source: Source, connected: bool) -> proto::Source {
     }
 }
 
-pub(crate) fn decode_source(source: proto::Source) -> Connected {
+pub(crate) fn decode_source(source: proto::Source) -> ListedSource {
     let proto::Source { name, incarnation, last_version, last_lsn, last_time, services, workloads, nodes, connected } =
         source;
     let state = SourceState { incarnation, last_version, last_lsn: Lsn(last_lsn) };
     let last_wall_ns = last_time.as_ref().and_then(decode_time);
-    Connected { source: Source { name, state, last_wall_ns, owned: [services, workloads, nodes] }, connected }
+    ListedSource { source: Source { name, state, last_wall_ns, owned: [services, workloads, nodes] }, connected }
 }

@@ -1,7 +1,7 @@
 //! `holdfast sources`: who pushes, and what is theirs.
 
 use api::push::SourceState;
-use api::source::{Connected, Source};
+use api::source::{ListedSource, Source};
 use comfy_table::Cell;
 use serde_json::{Value, json};
 
@@ -28,7 +28,7 @@ pub(super) fn run(common: &Common, args: &PrintArgs) -> Result<(), Failure> {
     })
 }
 
-fn row(Connected { source, connected }: &Connected) -> [Cell; 9] {
+fn row(ListedSource { source, connected }: &ListedSource) -> [Cell; 9] {
     let Source { name, state, last_wall_ns, owned: [services, workloads, nodes] } = source;
     let SourceState { incarnation, last_version, last_lsn } = state;
     let or_dash = |value: Option<String>| Cell::new(value.unwrap_or_else(|| "-".to_owned()));
@@ -45,7 +45,7 @@ fn row(Connected { source, connected }: &Connected) -> [Cell; 9] {
     ]
 }
 
-fn value(Connected { source, connected }: &Connected) -> Value {
+fn value(ListedSource { source, connected }: &ListedSource) -> Value {
     let Source { name, state, last_wall_ns, owned: [services, workloads, nodes] } = source;
     let SourceState { incarnation, last_version, last_lsn } = state;
     json!({

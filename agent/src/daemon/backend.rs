@@ -188,8 +188,7 @@ impl Backend for Node {
     }
 
     fn source(&self, name: &str) -> Option<SourceState> {
-        let journal::SourceState { incarnation, last_version, last_lsn } = self.journal.source(name)?;
-        Some(SourceState { incarnation, last_version, last_lsn })
+        self.journal.source(name).map(source_state)
     }
 
     async fn sources(&self, after: Option<String>, limit: usize) -> Result<SourcesPage, Unreadable> {
@@ -197,16 +196,16 @@ impl Backend for Node {
         let page = move |journal: &Journal| {
             let mut all =
                 journal.sources().into_iter().filter(|(name, _)| after.as_ref().is_none_or(|after| name > after));
-            let sources: Vec<Source> = all
-                .by_ref()
-                .take(limit)
-                .map(|(name, journal::SourceState { incarnation, last_version, last_lsn })| Source {
-                    state: SourceState { incarnation, last_version, last_lsn },
-                    last_wall_ns: journal.record(last_lsn).ok().map(|record| record.wall_ns),
-                    owned: owned.remove(&name).unwrap_or_default().map(|count| count as u64),
-                    name,
-                })
-                .collect();
+            let mut sources = Vec::new();
+            for (name, state) in all.by_ref().take(limit) {
+                let last_wall_ns = match journal.record(state.last_lsn) {
+                    Ok(record) => Some(record.wall_ns),
+                    Err(ReadError::Compacted { .. }) => None,
+                    Err(error) => return Err(error),
+                };
+                let owned = owned.remove(&name).unwrap_or_default().map(|count| count as u64);
+                sources.push(Source { name, state: source_state(state), last_wall_ns, owned });
+            }
             let next = all.next().and_then(|_| sources.last()).map(|last| last.name.clone());
             Ok(SourcesPage { sources, next })
         };
@@ -382,6 +381,10 @@ pub(super) fn page(journal: &Journal, query: &ListQuery, limit: usize) -> Result
     let admits = |stored: &StoredResource<'_>| filter.admits(stored.name, stored.owner, stored.changed_lsn);
     let page = journal.owned_resources_page(*kind, &filter.name_prefix, after.as_deref(), limit, admits)?;
     Ok(Page { resources: page.resources.into_iter().map(stored).collect(), next: page.next })
+}
+
+fn source_state(journal::SourceState { incarnation, last_version, last_lsn }: journal::SourceState) -> SourceState {
+    SourceState { incarnation, last_version, last_lsn }
 }
 
 /// What becomes of each resource of a transaction, in the order of the deltas that hold.

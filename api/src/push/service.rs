@@ -18,8 +18,8 @@ use crate::convert::{self, Path, decode_transaction};
 use crate::plan::encode_plan;
 use crate::proto::push_service_server::PushService;
 use crate::rejection::{Rejection, Violations};
-use crate::server::{Backend, Handler, Messages, unreadable};
-use crate::source::{PAGE_SOURCES_MAX, Source, SourcesPage, encode_source};
+use crate::server::{Backend, Handler, Messages, page, unreadable};
+use crate::source::{Source, SourcesPage, encode_source};
 use crate::{Level, Receipt, proto, socket};
 
 #[tonic::async_trait]
@@ -81,11 +81,7 @@ impl<B: Backend> PushService for Handler<B> {
         request: Request<proto::ListSourcesRequest>,
     ) -> Result<Response<proto::ListSourcesResponse>, RpcStatus> {
         let proto::ListSourcesRequest { page_size, page_token } = request.into_inner();
-        let limit = match usize::try_from(page_size) {
-            Ok(size @ 1..=PAGE_SOURCES_MAX) => size,
-            _ => PAGE_SOURCES_MAX,
-        };
-        let after = (!page_token.is_empty()).then_some(page_token);
+        let (limit, after) = page(page_size, page_token);
         let SourcesPage { sources, next } = self.backend.sources(after, limit).await.map_err(unreadable)?;
         let with_seat = |source: Source| {
             let connected = self.seats.is_taken(&source.name);

@@ -16,7 +16,7 @@ use storage_schema::resource::WorkloadStatus;
 use crate::Options;
 use crate::figures::{count, median};
 use crate::place::Place;
-use crate::sample::{Size, service, transaction, workload};
+use crate::sample::{FILLER, Size, service, transaction, workload};
 
 /// Stores of one round.
 const STORES: u64 = 20_000_000;
@@ -28,7 +28,7 @@ pub(crate) fn run(options: &Options, place: &Place) {
     let dir = tempfile::tempdir_in(&options.dir).expect("a temporary directory");
     let mut model = Model::default();
     let resources = [service(0), workload(0, 0, WorkloadStatus::Healthy), workload(1, 0, WorkloadStatus::Healthy)];
-    let foundation = transaction("filler", 1, resources);
+    let foundation = transaction(FILLER, 1, resources);
     model.admit(&foundation, &SIZE.capacities()).expect("it fits");
     let everything = plan::everything(&model);
     // One backend's address becomes another one's, and back: one cell.

@@ -74,6 +74,9 @@ fn service_name(number: u32) -> String {
     format!("bookinfo-{:03}/reviews-{number:06}", number % 512)
 }
 
+/// Who pushes what a journal is filled with, one version a record.
+pub(crate) const FILLER: &str = "filler";
+
 /// A transaction of these resources.
 pub(crate) fn transaction(source: &str, version: u64, resources: impl IntoIterator<Item = Resource>) -> Transaction {
     let origin = Origin { source: source.to_owned(), incarnation: 1, version: Some(version) };
@@ -89,7 +92,7 @@ pub(crate) fn fill(state: &Path, size: Size) -> Journal {
         records += 1;
         let batch = resources.by_ref().take(BATCH as usize);
         let permit = journal.blocking_reserve().expect("the journal accepts");
-        permit.submit(transaction("filler", records, batch)).expect("the journal accepts");
+        permit.submit(transaction(FILLER, records, batch)).expect("the journal accepts");
     }
     let mut durable = journal.durable();
     durable.blocking_past(Lsn(records - 1), Duration::from_mins(10)).expect("the disk works");

@@ -8,7 +8,7 @@ use storage_schema::resource::WorkloadStatus;
 use crate::Options;
 use crate::figures::{median, microseconds, quantile};
 use crate::place::Place;
-use crate::sample::{Size, fill, transaction, workload};
+use crate::sample::{FILLER, Size, fill, transaction, workload};
 
 /// Which workloads change.
 #[derive(Clone, Copy, Debug)]
@@ -34,6 +34,7 @@ pub(crate) fn run(options: &Options, place: &Place) {
     let dir = tempfile::tempdir_in(&options.dir).expect("a temporary directory");
     place.clear();
     let journal = fill(&dir.path().join("state"), size);
+    let filled = journal.watermarks().durable_lsn.0;
     let pipeline = Pipeline::start(journal, applier::Options::new(Target::Kernel(place.options()), size.capacities()))
         .expect("a pipeline");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -44,7 +45,8 @@ pub(crate) fn run(options: &Options, place: &Place) {
     println!(
         "  cells    | durable  p50     p99 | durable to visible  p50     p99 | all  p50     p99 | fsync's share | waits for readers"
     );
-    let mut version = 0;
+    // One that goes on where the state came from: resources belong to who pushed them.
+    let mut version = filled;
     for (name, pattern, pushes) in
         [("distinct", Pattern::Distinct, options.pushes), ("the same", Pattern::Same, (options.pushes / 10).max(1))]
     {
@@ -86,7 +88,7 @@ async fn round(pipeline: &Pipeline, size: Size, pattern: Pattern, pushes: u32, v
             Pattern::Same => u64::from(push),
         };
         let status = if turn % 2 == 0 { WorkloadStatus::Unhealthy } else { WorkloadStatus::Healthy };
-        let transaction = transaction("pusher", *version, [workload(number, number, status)]);
+        let transaction = transaction(FILLER, *version, [workload(number, number, status)]);
         let begun = Instant::now();
         let pending = pipeline.push(transaction, None).await.expect("it fits");
         pending.durable().await.expect("the disk works");

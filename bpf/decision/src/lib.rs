@@ -119,6 +119,37 @@ pub enum Verdict {
     },
 }
 
+impl Verdict {
+    /// What a socket carries of it, but for when: whoever has that can make the decision again.
+    #[inline(always)]
+    pub fn stamp(&self, epoch: u64, destination: &FrontendKey) -> Stamp {
+        let mut stamp = Stamp {
+            epoch,
+            original_address: destination.address,
+            original_port_be: destination.port_be,
+            protocol: destination.protocol,
+            ..Stamp::default()
+        };
+        match *self {
+            Self::Pass => {}
+            Self::Forward { service, backend, address, port_be, entropy, flags } => {
+                stamp.service = service;
+                stamp.backend = backend;
+                stamp.backend_address = address;
+                stamp.backend_port_be = port_be;
+                stamp.entropy = entropy;
+                stamp.flags = flags;
+                stamp.outcome = Stamp::FORWARDED;
+            }
+            Self::Refuse { service } => {
+                stamp.service = service;
+                stamp.outcome = Stamp::REFUSED;
+            }
+        }
+        stamp
+    }
+}
+
 /// Makes a decision again: `epoch` and `entropy` are those of its stamp.
 #[inline(always)]
 pub fn decide<T: Tables>(tables: &T, epoch: u64, destination: &FrontendKey, entropy: u32) -> Verdict {

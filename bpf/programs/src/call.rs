@@ -5,7 +5,7 @@ use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
 use decision::Words;
-use storage_schema::map::{FrontendKey, Stamp, key};
+use storage_schema::map::{FrontendKey, key};
 
 pub const IPPROTO_TCP: u32 = 6;
 pub const IPPROTO_UDP: u32 = 17;
@@ -121,18 +121,6 @@ pub fn refuse() -> i32 {
     // SAFETY: a helper whose argument is a number.
     unsafe { bpf_set_retval(-ECONNREFUSED) };
     FAIL
-}
-
-/// A stamp of a decision about `destination` before it is made.
-#[inline(always)]
-pub fn blank(epoch: u64, destination: &FrontendKey) -> Stamp {
-    Stamp {
-        epoch,
-        original_address: destination.address,
-        original_port_be: destination.port_be,
-        protocol: destination.protocol,
-        ..Stamp::default()
-    }
 }
 
 /// The words of a connection that is being made, or of a datagram that is being sent.

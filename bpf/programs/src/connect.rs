@@ -29,28 +29,19 @@ fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
     }
     let Some(epoch) = maps::active_epoch() else { return PROCEED };
     let destination = call::destination::<F>(ctx, protocol);
-    let mut stamp = call::blank(epoch, &destination);
-    match decision::decide_with(&Maps, epoch, &destination, &Fresh::<F>::of(ctx)) {
+    let verdict = decision::decide_with(&Maps, epoch, &destination, &Fresh::<F>::of(ctx));
+    match verdict {
         Verdict::Pass => {
             forget(ctx);
             PROCEED
         }
-        Verdict::Forward { service, backend, address, port_be, entropy, flags } => {
-            stamp.service = service;
-            stamp.backend = backend;
-            stamp.backend_address = address;
-            stamp.backend_port_be = port_be;
-            stamp.entropy = entropy;
-            stamp.flags = flags;
-            stamp.outcome = Stamp::FORWARDED;
-            remember(ctx, stamp);
+        Verdict::Forward { address, port_be, .. } => {
+            remember(ctx, verdict.stamp(epoch, &destination));
             call::replace::<F>(ctx, &address, port_be);
             PROCEED
         }
-        Verdict::Refuse { service } => {
-            stamp.service = service;
-            stamp.outcome = Stamp::REFUSED;
-            remember(ctx, stamp);
+        Verdict::Refuse { .. } => {
+            remember(ctx, verdict.stamp(epoch, &destination));
             call::refuse()
         }
     }

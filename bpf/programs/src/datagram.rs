@@ -53,21 +53,14 @@ fn send<F: Family>(ctx: &SockAddrContext) -> i32 {
     // SAFETY: a helper; the verifier checks the context.
     let peers = unsafe { PEERS.get_ptr_mut(ctx) };
     let last = newest(peers, |stamp| led_from(stamp, &destination));
-    let mut stamp = call::blank(epoch, &destination);
-    match decision::decide_keeping(&Maps, epoch, &destination, last, &Fresh::<F>::of(ctx)) {
+    let verdict = decision::decide_keeping(&Maps, epoch, &destination, last, &Fresh::<F>::of(ctx));
+    match verdict {
         Verdict::Pass => {
             forget(peers, &destination);
             PROCEED
         }
-        Verdict::Forward { service, backend, address, port_be, entropy, flags } => {
-            stamp.service = service;
-            stamp.backend = backend;
-            stamp.backend_address = address;
-            stamp.backend_port_be = port_be;
-            stamp.entropy = entropy;
-            stamp.flags = flags;
-            stamp.outcome = Stamp::FORWARDED;
-            remember(ctx, &destination, stamp);
+        Verdict::Forward { address, port_be, .. } => {
+            remember(ctx, &destination, verdict.stamp(epoch, &destination));
             call::replace::<F>(ctx, &address, port_be);
             PROCEED
         }
