@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use storage_schema::codec::{encode_record, hash_record};
+use storage_schema::codec::{Link, encode_record, hash_record, stamp_record};
 use storage_schema::id::{BootId, Lsn, RecordHash, StoreId};
 use storage_schema::record::{ArchivedRecord, Record, Transaction};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
@@ -369,25 +369,28 @@ impl Intake {
         received_wall_ns: u64,
         client: Option<String>,
     ) -> Result<Submitted, AppendError> {
+        // What can be done before its turn has come keeps nobody else waiting.
+        let record = Record {
+            lsn: Lsn::ZERO,
+            transaction,
+            wall_ns: 0,
+            monotonic_ns: 0,
+            boot_id: self.boot_id,
+            previous_hash: RecordHash::default(),
+            received_wall_ns: Some(received_wall_ns),
+            client,
+        };
+        let mut body = encode_record(&record);
+        self.check_size(&body)?;
         let mut queue = self.lock();
         if let Some(end) = &queue.end {
             return Err(end.clone().into());
         }
-        queue.sources.admit(&transaction.origin)?;
+        queue.sources.admit(&record.transaction.origin)?;
         let now = self.clock.now();
-        let record = Record {
-            lsn: queue.head.lsn.next(),
-            transaction,
-            wall_ns: now.wall_ns,
-            monotonic_ns: now.monotonic_ns,
-            boot_id: self.boot_id,
-            previous_hash: queue.head.hash,
-            received_wall_ns: Some(received_wall_ns),
-            client,
-        };
-        let body = encode_record(&record);
-        self.check_size(&body)?;
-        let head = Head { lsn: record.lsn, hash: hash_record(&body) };
+        let link = Link { lsn: queue.head.lsn.next(), previous_hash: queue.head.hash };
+        stamp_record(&mut body, link, now.wall_ns, now.monotonic_ns);
+        let head = Head { lsn: link.lsn, hash: hash_record(&body) };
         let outcome = queue.enqueue(self, head, &body, now.wall_ns);
         let known = Known { lsn: head.lsn, hash: head.hash, outcome };
         let (stored_lsn, stored_bytes) = {

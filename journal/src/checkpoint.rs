@@ -47,6 +47,8 @@ const CHECKED_BYTES: usize = 120;
 const SUFFIX: &str = "ckpt";
 /// zstd's own default: about 500 MB/s, and state compresses to a tenth.
 const COMPRESSION_LEVEL: i32 = 3;
+/// So many bytes are written, or a few times as many read back, between two looks at the gate: about 100 µs of work.
+const STEP_BYTES: usize = 16 << 10;
 /// No field is longer: a resource fits into a record.
 const FIELD_BYTES_MAX: u32 = 1 << 28;
 
@@ -174,16 +176,17 @@ pub(crate) fn remove_unfinished(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes a checkpoint: `fill` puts the entries in. It is durable, and has been read back, when this returns.
+/// Writes a checkpoint: `fill` puts the entries in, and `pass` is called between steps. It is durable, and has been read back, when this returns.
 pub(crate) fn write_checkpoint<E: From<CheckpointError>>(
     dir: &Path,
     store_id: StoreId,
     head: Head,
+    pass: &dyn Fn(),
     fill: impl FnOnce(&mut dyn FnMut(Entry<'_>) -> Result<(), CheckpointError>) -> Result<(), E>,
 ) -> Result<Checkpoint, E> {
     let path = path_of(dir, head.lsn);
     let unnamed = path.with_extension("new");
-    let written = write_unnamed(&unnamed, store_id, head, fill);
+    let written = write_unnamed(&unnamed, store_id, head, pass, fill);
     if written.is_err() {
         // Half a checkpoint on a full disk keeps it full.
         let _ = fs::remove_file(&unnamed);
@@ -201,6 +204,7 @@ fn write_unnamed<E: From<CheckpointError>>(
     path: &Path,
     store_id: StoreId,
     head: Head,
+    pass: &dyn Fn(),
     fill: impl FnOnce(&mut dyn FnMut(Entry<'_>) -> Result<(), CheckpointError>) -> Result<(), E>,
 ) -> Result<u64, E> {
     let failed = |action| move |source| CheckpointError::Io { action, path: path.to_owned(), source };
@@ -209,24 +213,36 @@ fn write_unnamed<E: From<CheckpointError>>(
     let mut file = options.open(path).map_err(failed("create"))?;
     fail::fail_point!("journal.checkpoint.write.before");
     let mut body = BodyWriter::new(&file).map_err(failed("write"))?;
-    fill(&mut |entry| body.push(&entry).map_err(failed("write")))?;
+    let mut passed_bytes = 0;
+    fill(&mut |entry| {
+        if body.bytes - passed_bytes >= STEP_BYTES as u64 {
+            passed_bytes = body.bytes;
+            pass();
+        }
+        body.push(&entry).map_err(failed("write"))
+    })?;
     let header = body.finish(store_id, head).map_err(failed("write"))?;
     file.seek(SeekFrom::Start(0)).and_then(|_| file.write_all(&header.encode())).map_err(failed("write"))?;
     file.sync_all().map_err(failed("fsync"))?;
     fail::fail_point!("journal.checkpoint.sync.after");
-    verify_checkpoint(path, store_id)?;
+    verify_in_steps(path, store_id, pass)?;
     Ok(file.metadata().map_err(failed("measure"))?.len())
 }
 
 /// Reads a whole checkpoint and compares it with its header.
 pub fn verify_checkpoint(path: &Path, store_id: StoreId) -> Result<CheckpointHeader, CheckpointError> {
+    verify_in_steps(path, store_id, &|| {})
+}
+
+fn verify_in_steps(path: &Path, store_id: StoreId, pass: &dyn Fn()) -> Result<CheckpointHeader, CheckpointError> {
     let (header, body) = open_checkpoint(path, store_id)?;
     let damaged = |what| CheckpointError::Damaged { path: path.to_owned(), what };
     let mut body = body.take(header.body_bytes.saturating_add(1));
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 256 << 10];
+    let mut buffer = vec![0; 4 * STEP_BYTES];
     let mut bytes = 0;
     loop {
+        pass();
         let read = body.read(&mut buffer).map_err(|_| damaged("it cannot be decompressed"))?;
         if read == 0 {
             break;
@@ -462,7 +478,7 @@ mod tests {
 
     fn sample(dir: &Path) -> Checkpoint {
         let head = Head { lsn: Lsn(77), hash: RecordHash([9; 32]) };
-        write_checkpoint::<CheckpointError>(dir, STORE, head, |push| {
+        write_checkpoint::<CheckpointError>(dir, STORE, head, &|| {}, |push| {
             for number in 0..200u64 {
                 let name = format!("shop/svc-{number:03}");
                 let encoded = vec![7; 300];

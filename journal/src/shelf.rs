@@ -28,7 +28,7 @@ use crate::store::{LOADING, Put, Show, Store, Unproven};
 /// The most that is folded together.
 pub(crate) const BATCH_RECORDS_MAX: usize = 16_384;
 pub(crate) const BATCH_BYTES_MAX: usize = 8 << 20;
-/// How many records are read, or entries written to a checkpoint, before the gate is asked again.
+/// How many records are read before the gate is asked again.
 const STEP_RECORDS: usize = 64;
 /// How many entries of a checkpoint go into the store at once.
 const LOAD_ENTRIES: usize = 4096;
@@ -222,15 +222,8 @@ impl Shelf {
             path: self.checkpoints.clone(),
             source,
         })?;
-        write_checkpoint(&self.checkpoints, self.store_id, store.head(), |push| {
-            let mut entries = 0;
-            store.export(&mut |entry| {
-                if entries % STEP_RECORDS == 0 {
-                    self.gate.pass();
-                }
-                entries += 1;
-                push(entry)
-            })
+        write_checkpoint(&self.checkpoints, self.store_id, store.head(), &|| self.gate.pass(), |push| {
+            store.export(push)
         })
     }
 

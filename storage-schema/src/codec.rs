@@ -21,6 +21,8 @@
 //! A new version is a new module with the types that change, re-exports of the others, and the conversions from and to the
 //! version before; then the constants and the `match`es on a version here. Golden files of all versions stay.
 
+use std::mem::offset_of;
+
 use rkyv::api::high::{HighSerializer, HighValidator};
 use rkyv::bytecheck::CheckBytes;
 use rkyv::rancor;
@@ -102,6 +104,18 @@ pub struct Link {
 /// Encodes a record.
 pub fn encode_record(record: &Record) -> Vec<u8> {
     encode(SCHEMA_VERSION, record)
+}
+
+/// Gives an encoded record of the current version its place in the chain and the times of its append, which are not known
+/// before its turn has come: that way only this has to be done when it has.
+pub fn stamp_record(bytes: &mut [u8], link: Link, wall_ns: u64, monotonic_ns: u64) {
+    // An archive ends with its root.
+    let root = bytes.len() - size_of::<ArchivedRecord>();
+    let mut put = |offset: usize, field: &[u8]| bytes[root + offset..][..field.len()].copy_from_slice(field);
+    put(offset_of!(ArchivedRecord, lsn), &link.lsn.0.to_le_bytes());
+    put(offset_of!(ArchivedRecord, previous_hash), &link.previous_hash.0);
+    put(offset_of!(ArchivedRecord, wall_ns), &wall_ns.to_le_bytes());
+    put(offset_of!(ArchivedRecord, monotonic_ns), &monotonic_ns.to_le_bytes());
 }
 
 /// Encodes a record as it was encoded when `version` was the current one: an old record has its old hash only then.

@@ -17,11 +17,11 @@ use crate::fold::{Batch, Change, SourceBatch, join_owner, resource_key};
 /// How many receipts share a value: one each would be most of what the store does.
 const RECEIPTS_PER_PAGE: usize = 64;
 /// So many writes, or so many bytes of them, are a step: about 100 µs of work.
-const STEP_WRITES: usize = 32;
-const STEP_BYTES: usize = 32 << 10;
+const STEP_WRITES: usize = 8;
+const STEP_BYTES: usize = 8 << 10;
 /// So many writes, or so many bytes of them, are one transaction: sled writes its log to the file at each, which is not cheap.
-const TOGETHER_WRITES: usize = 64;
-const TOGETHER_BYTES: usize = 128 << 10;
+const TOGETHER_WRITES: usize = 16;
+const TOGETHER_BYTES: usize = 32 << 10;
 
 /// An entry of a checkpoint, as it goes into the trees.
 #[derive(Debug)]
@@ -121,6 +121,7 @@ impl Store {
                 pass();
             }
             self.plan_source(name, source, &mut together)?;
+            pass();
         }
         self.write_together(&together, head, touched)?;
         fail::fail_point!("journal.store.fold.after");
