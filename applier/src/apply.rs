@@ -540,8 +540,8 @@ pub(crate) fn backend_payload(key: BackendKey, address: [u32; 4]) -> Backend {
 /// But for the run.
 pub(crate) fn service_payload(key: ServiceKey, entry: &ServiceEntry) -> Service {
     let ServiceKey { service, port, protocol, family } = key;
-    let ServiceEntry { policy, flags, .. } = *entry;
-    Service { id: service.0, port, family: family as u8, protocol, policy, flags, ..Service::default() }
+    let ServiceEntry { policy, flags, affinity, .. } = *entry;
+    Service { id: service.0, port, family: family as u8, protocol, policy, flags, affinity, ..Service::default() }
 }
 
 pub(crate) const fn frontend_payload(key: FrontendKey, index: u32) -> Frontend {

@@ -130,6 +130,14 @@ pub fn service_flags(flags: u8) -> String {
     if set.is_empty() { "-".to_owned() } else { set.join(",") }
 }
 
+/// For how long a client goes where it went; `-`: it does not.
+pub fn affinity(units: u16) -> String {
+    match u64::from(units) * Service::AFFINITY_UNIT_NS / 1_000_000_000 {
+        0 => "-".to_owned(),
+        seconds => format!("{seconds} s"),
+    }
+}
+
 pub(crate) fn service(service: &Service) -> Fields {
     let policy = policy(service.policy);
     let Service { id, port, family, run_offset, run_length, .. } = service;
@@ -139,6 +147,7 @@ pub(crate) fn service(service: &Service) -> Fields {
         ("family", format!("IPv{family}")),
         ("policy", policy),
         ("flags", service_flags(service.flags)),
+        ("affinity", affinity(service.affinity)),
         ("run_offset", run_offset.to_string()),
         ("run_length", run_length.to_string()),
     ]

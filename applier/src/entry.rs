@@ -69,6 +69,8 @@ pub struct ServiceEntry {
     pub policy: u8,
     /// Flags of [`map::Service`].
     pub flags: u8,
+    /// As [`map::Service::affinity`].
+    pub affinity: u16,
     /// The backends that may be chosen, in the order of their keys.
     pub endpoints: Vec<BackendKey>,
     /// With [`map::Service::WEIGHTED`]: the weight of each.

@@ -23,7 +23,7 @@ use crate::model::{Model, Service, Usage, Workload};
 use crate::owner::{Owner, Owners};
 use crate::place::Said;
 use crate::plan;
-use crate::projection::Node;
+use crate::projection::{Node, affinity_units};
 
 /// What a thread of the loader's gets at once; a state that is smaller needs no thread.
 const BATCH_BYTES: usize = 512 << 10;
@@ -242,6 +242,9 @@ fn project_service(service: &ArchivedService, By { owner, changed_lsn }: By) -> 
             ArchivedPolicy::Weighted => Policy::Weighted,
             ArchivedPolicy::Maglev => Policy::Maglev,
         },
+        affinity: affinity_units(
+            service.load_balancing.affinity.as_ref().map_or(0, |affinity| affinity.timeout_seconds.to_native()),
+        ),
         locality: project_locality(&service.load_balancing.locality),
         no_endpoints: service.no_endpoints.as_ref().map(project_no_endpoints),
         accelerate: service.accelerate,

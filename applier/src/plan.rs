@@ -73,7 +73,11 @@ pub fn service_entry(model: &Model, key: ServiceKey, service: &Service) -> Servi
         Policy::Random | Policy::Weighted => 0,
     };
     let endpoints = members.into_iter().map(|(endpoint, _)| endpoint).collect();
-    ServiceEntry { policy, flags, endpoints, weights, table_slots }
+    let affinity = match service.policy {
+        Policy::Maglev => 0,
+        Policy::Random | Policy::Weighted => service.affinity,
+    };
+    ServiceEntry { policy, flags, affinity, endpoints, weights, table_slots }
 }
 
 /// The members of a service port that connections may go to, in the order of their keys.

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use storage_schema::id::{Lsn, ResourceId};
+use storage_schema::map;
 use storage_schema::resource::{self, Kind, LocalityPreference, NoEndpoints, Policy, ServicePort, WorkloadStatus};
 
 use crate::backings::Backings;
@@ -21,6 +22,8 @@ pub struct Service {
     pub(crate) ports: Box<[ServicePort]>,
     pub(crate) all_ports: bool,
     pub(crate) policy: Policy,
+    /// As [`map::Service::affinity`].
+    pub(crate) affinity: u16,
     pub(crate) locality: LocalityPreference,
     pub(crate) no_endpoints: Option<NoEndpoints>,
     pub(crate) accelerate: bool,
@@ -54,6 +57,12 @@ pub(crate) struct Node {
     pub(crate) no_endpoints: NoEndpoints,
 }
 
+/// A timeout in the units of [`map::Service::affinity`], rounded up.
+pub(crate) fn affinity_units(seconds: u32) -> u16 {
+    let units = (u64::from(seconds) * 1_000_000_000).div_ceil(map::Service::AFFINITY_UNIT_NS);
+    u16::try_from(units).unwrap_or(u16::MAX)
+}
+
 impl Service {
     pub(crate) fn project(service: &resource::Service, owner: Owner) -> Self {
         let ports = service.ports.iter().map(|port| ServicePort { name: String::new(), ..*port }).collect();
@@ -65,6 +74,7 @@ impl Service {
             ports,
             all_ports: service.all_ports,
             policy: service.load_balancing.policy,
+            affinity: affinity_units(service.load_balancing.affinity.map_or(0, |affinity| affinity.timeout_seconds)),
             locality: service.load_balancing.locality.clone(),
             no_endpoints: service.no_endpoints,
             accelerate: service.accelerate,

@@ -263,7 +263,8 @@ fn service_name(number: u16) -> String {
     format!("mesh/s{number}")
 }
 
-fn workload_uid(number: u16) -> String {
+/// The name that a workload of that number has.
+pub fn workload_uid(number: u16) -> String {
     format!("cluster//Pod/mesh/w{number}")
 }
 

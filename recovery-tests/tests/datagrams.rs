@@ -13,7 +13,7 @@ use recovery_tests::requirements::kernel_is_usable;
 use recovery_tests::world;
 use storage_schema::map::{Peers, Stamp, key};
 use storage_schema::resource::{
-    Backing, LoadBalancing, Policy, Protocol, Resource, Service, ServicePort, WorkloadStatus,
+    Affinity, Backing, LoadBalancing, Policy, Protocol, Resource, Service, ServicePort, WorkloadStatus,
 };
 
 const PORT: u16 = 8080;
@@ -185,6 +185,37 @@ fn a_socket_keeps_its_backend_while_it_may_be_chosen() {
             late.send_to(leaving.to_string().as_bytes(), clients[0].address(to.is_ipv4())).expect("loopback");
             assert_eq!(clients[0].receive(), (to, leaving));
         }
+    }
+}
+
+#[test]
+fn with_affinity_a_clients_next_socket_goes_where_the_last_one_went() {
+    let Some((bare, _servers)) = started(1, Policy::Random) else { return };
+    let with_affinity = |healthy: fn(u16) -> bool| {
+        let mut resources = mesh(1, Policy::Random, healthy);
+        for resource in &mut resources {
+            if let Resource::Service(service) = resource {
+                service.load_balancing.affinity = Some(Affinity { timeout_seconds: 86_400 });
+            }
+        }
+        bare.push(resources);
+    };
+    for to in frontends(0) {
+        with_affinity(|number| number < 3);
+        let first = Client::new(to, false);
+        let backend = first.ask_frontend(to);
+        for _ in 0..20 {
+            let next = Client::new(to, to.is_ipv4());
+            assert_eq!(next.ask_frontend(to), backend);
+            check_stamp(&bare, &next, to, backend);
+        }
+        // One that leaves takes the client's earlier sockets along, all to the same one.
+        let third: fn(u16) -> bool = |number| (3..6).contains(&number);
+        with_affinity(third);
+        let next = Client::new(to, false).ask_frontend(to);
+        assert_eq!(first.ask_frontend(to), next);
+        with_affinity(|_| true);
+        assert_eq!(first.ask_frontend(to), next);
     }
 }
 

@@ -6,6 +6,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
+use decision::Verdict;
 use recovery_tests::bare::Bare;
 use recovery_tests::echo::{EchoServer, backend_addresses};
 use recovery_tests::requirements::kernel_is_usable;
@@ -13,9 +14,9 @@ use recovery_tests::stamped::{attempt, attempt_over};
 use recovery_tests::world;
 use rustix::io::Errno;
 use rustix::net::SocketType;
-use storage_schema::map::Stamp;
+use storage_schema::map::{Stamp, key};
 use storage_schema::resource::{
-    Backing, LoadBalancing, Policy, Protocol, Resource, Service, ServicePort, Workload, WorkloadStatus,
+    Affinity, Backing, LoadBalancing, Policy, Protocol, Resource, Service, ServicePort, Workload, WorkloadStatus,
 };
 
 const PORT: u16 = 8080;
@@ -79,6 +80,105 @@ fn clients_of_a_maglev_service_keep_their_backend() {
     }
     let backends: BTreeSet<SocketAddr> = (2..66).map(|last| bound(&format!("127.9.9.{last}"), false).0).collect();
     assert_eq!(backends.len(), 3, "64 clients reach all of them: {backends:?}");
+}
+
+/// The service over TCP, whose clients go where they went before, and so many of its workloads healthy.
+fn with_affinity(policy: Policy, timeout_seconds: u32, healthy: &[u16]) -> Vec<Resource> {
+    let change = |resource| match resource {
+        Resource::Service(service) => {
+            let affinity = Some(Affinity { timeout_seconds });
+            Resource::Service(Service {
+                load_balancing: LoadBalancing { affinity, ..LoadBalancing::of(policy) },
+                ..service
+            })
+        }
+        Resource::Workload(workload) => {
+            let healthy = healthy.iter().any(|number| world::workload_uid(*number) == workload.uid);
+            let status = if healthy { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy };
+            Resource::Workload(Workload { status, ..workload })
+        }
+        other => other,
+    };
+    service(Protocol::Tcp, policy).into_iter().map(change).collect()
+}
+
+/// Where a client's connection arrives, which must be what the host decides for its stamp.
+fn arrived(rig: &Bare, to: SocketAddr, mapped: bool, client: Option<u8>) -> SocketAddr {
+    let bound = client.map(|last| match mapped {
+        true => format!("::ffff:127.9.9.{last}"),
+        false => format!("127.9.9.{last}"),
+    });
+    let bound = bound.map(|address| SocketAddr::new(address.parse().expect("an address"), 0));
+    let attempt = attempt_over(SocketType::STREAM, rig.datapath(), to, mapped, bound);
+    let stamp = attempt.stamp.expect("a stamp");
+    assert_ne!(stamp.flags & Stamp::AFFINITY, 0);
+    let arrived = attempt.arrived.expect("a living backend");
+    let Verdict::Forward { backend, address, port_be, entropy, flags, .. } = rig.decide_again(&stamp) else {
+        panic!("the kernel forwarded: {stamp:?}")
+    };
+    assert_eq!((backend, entropy, flags), (stamp.backend, stamp.entropy, stamp.flags));
+    assert_eq!(SocketAddr::new(key::address_from_words(address), u16::from_be(port_be)), arrived);
+    arrived
+}
+
+#[test]
+fn with_affinity_a_client_goes_where_it_went_before() {
+    if !kernel_is_usable() {
+        return;
+    }
+    let mut rig = Bare::start();
+    let _server = EchoServer::start(&[PORT]).expect("a free port in a new namespace");
+    let [v4, v6] = world::vips(0).map(|vip| SocketAddr::new(vip, 80));
+    let clients = 2..42;
+    for policy in [Policy::Random, Policy::Weighted] {
+        // Clients of the policy before have a backend each; these begin anew, behind the only one there is.
+        rig.push(with_affinity(policy, 86_400, &[0]));
+        let only = arrived(&rig, v4, false, None);
+        for client in clients.clone() {
+            assert_eq!(arrived(&rig, v4, false, Some(client)), only);
+        }
+        let only_v6 = arrived(&rig, v6, false, None);
+        // Whoever joins gets none of them, whatever the order is in which they stand.
+        for healthy in [&[0, 1, 2][..], &[0, 2], &[0, 1, 2]] {
+            rig.push(with_affinity(policy, 86_400, healthy));
+            for client in clients.clone() {
+                assert_eq!(arrived(&rig, v4, client % 2 == 0, Some(client)), only, "{policy:?}, {healthy:?}");
+            }
+            assert_eq!(arrived(&rig, v6, false, None), only_v6, "a family's backends are its own");
+        }
+        // Where it goes when that is gone, it stays when that is back; an agent that is away or new changes nothing.
+        rig.push(with_affinity(policy, 86_400, &[1, 2]));
+        let second: Vec<SocketAddr> = clients.clone().map(|client| arrived(&rig, v4, false, Some(client))).collect();
+        assert_eq!(second.iter().collect::<BTreeSet<_>>().len(), 2, "40 clients reach both");
+        rig.push(with_affinity(policy, 86_400, &[0, 1, 2]));
+        for turn in 0..3 {
+            match turn {
+                0 => {}
+                1 => rig.restart(),
+                _ => rig.renew(),
+            }
+            let now: Vec<SocketAddr> = clients.clone().map(|client| arrived(&rig, v4, true, Some(client))).collect();
+            assert_eq!(now, second, "{policy:?}, turn {turn}");
+        }
+    }
+}
+
+#[test]
+fn affinity_ends_with_its_timeout() {
+    if !kernel_is_usable() {
+        return;
+    }
+    let rig = Bare::start();
+    let _server = EchoServer::start(&[PORT]).expect("a free port in a new namespace");
+    let [v4, _] = world::vips(0).map(|vip| SocketAddr::new(vip, 80));
+    rig.push(with_affinity(Policy::Random, 1, &[0]));
+    for client in 2..42 {
+        arrived(&rig, v4, false, Some(client));
+    }
+    thread::sleep(Duration::from_millis(2_100));
+    rig.push(with_affinity(Policy::Random, 1, &[0, 1, 2]));
+    let reached: BTreeSet<SocketAddr> = (2..42).map(|client| arrived(&rig, v4, false, Some(client))).collect();
+    assert_eq!(reached.len(), 3, "40 clients are drawn for again");
 }
 
 #[test]

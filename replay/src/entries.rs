@@ -74,11 +74,16 @@ impl TableEntries {
             all.entries.insert((name::FRONTENDS, dump::destination(key)), entry);
         }
         for (key, service) in services {
-            let Some(ServiceEntry { policy, flags, endpoints, weights, table_slots }) = service else { continue };
+            let Some(ServiceEntry { policy, flags, affinity, endpoints, weights, table_slots }) = service else {
+                continue;
+            };
             let mut entry = Entry::of(Kind::Service, key.service, names);
             entry.set("policy", dump::policy(*policy));
             if *flags != 0 {
                 entry.set("flags", dump::service_flags(*flags));
+            }
+            if *affinity != 0 {
+                entry.set("affinity", dump::affinity(*affinity));
             }
             if *table_slots > 0 {
                 entry.set("table_slots", table_slots.to_string());

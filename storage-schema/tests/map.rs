@@ -4,14 +4,15 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 use storage_schema::map::cell::visible;
-use storage_schema::map::{FINGERPRINT, FLOW_FINGERPRINT, FrontendKey, NEVER, key};
+use storage_schema::map::{Affinity, FINGERPRINT, FLOW_FINGERPRINT, FrontendKey, NEVER, key};
 
 /// A changed fingerprint gives every node a new generation when its agent is upgraded. That is right when the ABI has
 /// changed; then write the new number here.
 #[test]
 fn the_abi_changes_on_purpose_only() {
-    assert_eq!(format!("{FINGERPRINT:#018x}"), "0x7320fffbbe51b3de");
+    assert_eq!(format!("{FINGERPRINT:#018x}"), "0x3c7043ccc4f9b0ef");
     assert_eq!(format!("{FLOW_FINGERPRINT:#018x}"), "0xa78aed7285354914");
+    assert_eq!(format!("{:#018x}", Affinity::FINGERPRINT), "0x8fc46606b5c5fe39");
 }
 
 #[test]

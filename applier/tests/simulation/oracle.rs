@@ -66,12 +66,15 @@ impl State {
         }
         let mut services = HashMap::new();
         for (cell, payload) in visible::<Service>(memory, Table::Services, epoch) {
-            let Service { id, port, protocol, policy, .. } = payload;
+            let Service { id, port, protocol, policy, affinity, .. } = payload;
             let key = ServiceKey { service: ResourceId(id), port, protocol, family: family(payload.family)? };
             let endpoints = run(memory, &payload).map(|slot| backends.get(&slot).copied()).collect::<Option<_>>();
             let endpoints = endpoints.ok_or_else(|| format!("{key:?} leads to a backend that is not shown"))?;
             services.insert(cell, key);
-            if shown.services.insert(key, Some(ServiceEntry { policy, endpoints, ..ServiceEntry::default() })).is_some()
+            if shown
+                .services
+                .insert(key, Some(ServiceEntry { policy, affinity, endpoints, ..ServiceEntry::default() }))
+                .is_some()
             {
                 return Err(format!("two cells show {key:?}"));
             }

@@ -76,6 +76,31 @@ pub trait Words {
     fn random(&self) -> u32;
     /// A word that is the same for all connections of a client: see [`client_word`].
     fn client(&self) -> u32;
+    /// Where the client's last connection to the service went, if that was no longer ago than the service's affinity lasts.
+    fn earlier(&self, _service: &Service) -> Option<Earlier> {
+        None
+    }
+}
+
+/// Where an earlier connection went.
+#[derive(Clone, Copy, Debug)]
+pub struct Earlier {
+    /// The workload's `ResourceId`.
+    pub backend: u64,
+    /// The address, as in [`FrontendKey::address`].
+    pub address: [u32; 4],
+    /// The port in network order.
+    pub port_be: u16,
+    /// The word that chose it.
+    pub entropy: u32,
+}
+
+impl From<&Stamp> for Earlier {
+    #[inline(always)]
+    fn from(stamp: &Stamp) -> Self {
+        let Stamp { backend, backend_address, backend_port_be, entropy, .. } = *stamp;
+        Self { backend, address: backend_address, port_be: backend_port_be, entropy }
+    }
 }
 
 /// The word of a decision that is made again, whatever kind it was.
@@ -166,7 +191,9 @@ pub fn decide_with<T: Tables, W: Words>(tables: &T, epoch: u64, destination: &Fr
 }
 
 /// Decides one datagram of an unconnected socket: as [`decide_with`], but the backend of `last`, the stamp of the socket's
-/// last datagram to that destination, is chosen again while it may be chosen. With [`Service::MAGLEV`] the client's word alone
+/// last datagram to that destination, is chosen again while it may be chosen.
+///
+/// Either way, if the service has affinity, that of the client's last connection comes first ([`Words::earlier`]). With [`Service::MAGLEV`] the client's word alone
 /// decides, and moves few clients when backends come and go.
 ///
 /// Either way the verdict's word is one that leads to its backend at `epoch`: this decision too can be made again with
@@ -186,12 +213,12 @@ pub fn decide_keeping<T: Tables, W: Words>(
     }
     let entropy = if service.policy == Service::MAGLEV {
         words.client()
-    } else if let Some(last) = last
-        && let Some(word) = word_of(tables, epoch, destination, service, last)
-    {
-        word
     } else {
-        words.random()
+        // Its client may have moved on since the socket's last datagram.
+        let earlier = if service.affinity == 0 { None } else { words.earlier(service) };
+        let earlier = earlier.or(last.map(Earlier::from));
+        let kept = earlier.and_then(|earlier| word_of(tables, epoch, destination, service, &earlier));
+        kept.unwrap_or_else(|| words.random())
     };
     forward(tables, epoch, destination, service, entropy).unwrap_or(Verdict::Pass)
 }
@@ -208,39 +235,40 @@ fn forward<T: Tables>(
     let backend = visible(tables.backend(choose(tables, service, entropy)?), epoch)?;
     let waypoint = if service.flags & Service::WAYPOINT == 0 { 0 } else { Stamp::WAYPOINT };
     let accelerate = if service.flags & Service::ACCELERATE == 0 { 0 } else { Stamp::ACCELERATE };
+    let affinity = if service.affinity == 0 { 0 } else { Stamp::AFFINITY };
     Some(Verdict::Forward {
         service: service.id,
         backend: backend.id,
         address: backend.address,
         port_be: port_or(backend.port_be, destination.port_be),
         entropy,
-        flags: waypoint | accelerate,
+        flags: waypoint | accelerate | affinity,
     })
 }
 
 /// A run that is longer is not searched: a change of a service with more backends than that may move a socket.
 const SEARCHED_MAX: u32 = 4_096;
 
-/// A word that leads to the backend of a stamp; `None` if it may no longer be chosen.
+/// A word that leads to the backend of an earlier connection; `None` if it may no longer be chosen.
 #[inline(always)]
 fn word_of<T: Tables>(
     tables: &T,
     epoch: u64,
     destination: &FrontendKey,
     service: &Service,
-    last: &Stamp,
+    earlier: &Earlier,
 ) -> Option<u32> {
     let mut sought = Sought {
         epoch,
         first: 0,
-        id: last.backend,
-        address: last.backend_address,
-        port_be: last.backend_port_be,
+        id: earlier.backend,
+        address: earlier.address,
+        port_be: earlier.port_be,
         dialled_port_be: destination.port_be,
     };
     // Nearly always nothing has changed.
-    if leads_to(tables, service, last.entropy, &mut sought) {
-        return Some(last.entropy);
+    if leads_to(tables, service, earlier.entropy, &mut sought) {
+        return Some(earlier.entropy);
     }
     let (offset, entries) = match service.policy {
         // An alias table names each backend once behind the thresholds.

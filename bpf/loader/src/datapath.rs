@@ -12,7 +12,7 @@ use aya::maps::{Map, MapData, MapError, SkStorage};
 use aya::programs::CgroupAttachMode;
 use aya::programs::cgroup_sock_addr::CgroupSockAddr;
 use aya::programs::links::FdLink;
-use storage_schema::map::{self, Capacities, FLOW_FINGERPRINT, Peers, Stamp};
+use storage_schema::map::{self, Affinity, Capacities, FLOW_FINGERPRINT, Peers, Stamp};
 
 use crate::cgroup::Cgroup;
 use crate::error::LoadError;
@@ -20,8 +20,12 @@ use crate::generation::Generation;
 use crate::hook::{HOOKS, Hook};
 use crate::sys;
 
-/// What sockets carry. These storages outlive generations.
-const FLOW: [&str; 2] = [map::name::STAMPS, map::name::PEERS];
+/// What sockets carry, and what is remembered of clients: it outlives generations, while its layout is the same.
+const FLOW: [(&str, u64); 3] = [
+    (map::name::STAMPS, FLOW_FINGERPRINT),
+    (map::name::PEERS, FLOW_FINGERPRINT),
+    (map::name::AFFINITIES, Affinity::FINGERPRINT),
+];
 
 /// What the kernel's side needs to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -132,7 +136,7 @@ impl Datapath {
     pub fn create_generation(&self, capacities: &Capacities) -> Result<Generation, LoadError> {
         self.create_folders()?;
         let newest = Generation::list(&self.pin_root)?.last().map_or(0, Generation::number);
-        let flow = FLOW.map(|name| (name, flow_path(&self.pin_root, name)));
+        let flow = FLOW.map(|(name, fingerprint)| (name, flow_path(&self.pin_root, name, fingerprint)));
         Generation::at(&self.pin_root, newest + 1).create(&flow, capacities)
     }
 
@@ -144,7 +148,7 @@ impl Datapath {
             changed += usize::from(self.link(hook, generation)?.is_some());
         }
         self.objects = generation.objects();
-        let pins = FLOW.map(|name| flow_path(&self.pin_root, name));
+        let pins = FLOW.map(|(name, fingerprint)| flow_path(&self.pin_root, name, fingerprint));
         self.flow = pins.into_iter().filter_map(|pin| sys::obj_get(&pin).ok().map(|storage| (pin, storage))).collect();
         for other in Generation::list(&self.pin_root)? {
             if other != *generation {
@@ -181,7 +185,8 @@ impl Datapath {
 
     /// The stamps of what an unconnected UDP socket has sent, in no order.
     pub fn peers(&self, socket: &impl AsRawFd) -> Result<Vec<Stamp>, LoadError> {
-        let carried = read_storage(&flow_path(&self.pin_root, map::name::PEERS), map::name::PEERS, socket)?;
+        let pin = flow_path(&self.pin_root, map::name::PEERS, FLOW_FINGERPRINT);
+        let carried = read_storage(&pin, map::name::PEERS, socket)?;
         let stamps = carried.map_or([Stamp::default(); Peers::MAX], |PeersEntry(peers)| peers.stamps);
         Ok(stamps.into_iter().filter(|stamp| stamp.outcome != Stamp::NONE).collect())
     }
@@ -246,12 +251,12 @@ impl Datapath {
 
 /// Where the sockets' stamps are pinned.
 pub(crate) fn stamps_path(pin_root: &Path) -> PathBuf {
-    flow_path(pin_root, map::name::STAMPS)
+    flow_path(pin_root, map::name::STAMPS, FLOW_FINGERPRINT)
 }
 
-/// Where a socket storage is pinned.
-fn flow_path(pin_root: &Path, name: &str) -> PathBuf {
-    pin_root.join("flow").join(format!("{name}-{FLOW_FINGERPRINT:016x}"))
+/// Where a map that outlives generations is pinned.
+fn flow_path(pin_root: &Path, name: &str, fingerprint: u64) -> PathBuf {
+    pin_root.join("flow").join(format!("{name}-{fingerprint:016x}"))
 }
 
 /// A socket's stamp in the storage that is pinned there.

@@ -2,10 +2,12 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_set_retval};
+use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_set_retval};
 use aya_ebpf::programs::SockAddrContext;
-use decision::Words;
-use storage_schema::map::{FrontendKey, key};
+use decision::{Earlier, Verdict, Words};
+use storage_schema::map::{Affinity, AffinityKey, FrontendKey, Service, Stamp, key, payload};
+
+use crate::maps::AFFINITIES;
 
 pub const IPPROTO_TCP: u32 = 6;
 pub const IPPROTO_UDP: u32 = 17;
@@ -126,13 +128,34 @@ pub fn refuse() -> i32 {
 /// The words of a connection that is being made, or of a datagram that is being sent.
 pub struct Fresh<'c, F> {
     ctx: &'c SockAddrContext,
+    destination: &'c FrontendKey,
     family: core::marker::PhantomData<F>,
 }
 
 impl<'c, F: Family> Fresh<'c, F> {
     #[inline(always)]
-    pub fn of(ctx: &'c SockAddrContext) -> Self {
-        Self { ctx, family: core::marker::PhantomData }
+    pub fn of(ctx: &'c SockAddrContext, destination: &'c FrontendKey) -> Self {
+        Self { ctx, destination, family: core::marker::PhantomData }
+    }
+
+    /// Remembers where the client went, if the service wants that.
+    #[inline(always)]
+    pub fn remember(&self, verdict: &Verdict) {
+        let Verdict::Forward { service, backend, address, port_be, entropy, flags } = *verdict else { return };
+        if flags & Stamp::AFFINITY != 0 {
+            // SAFETY: a helper without arguments.
+            let seen_ns = unsafe { bpf_ktime_get_ns() };
+            let affinity = Affinity { backend, seen_ns, address, entropy, port_be, reserved: [0; 2] };
+            // Without memory for it the client is a new one next time.
+            let _ = AFFINITIES.insert(&self.key(service), &affinity, 0);
+        }
+    }
+
+    #[inline(always)]
+    fn key(&self, service: u64) -> AffinityKey {
+        let FrontendKey { address, port_be, protocol, .. } = *self.destination;
+        let family = if key::is_mapped(&address) { payload::FAMILY_V4 } else { payload::FAMILY_V6 };
+        AffinityKey { service, client: self.client(), port_be, protocol, family }
     }
 }
 
@@ -152,5 +175,17 @@ impl<F: Family> Words for Fresh<'_, F> {
         };
         let bound = if socket.is_null() { [0; 4] } else { F::bound(socket) };
         decision::client_word(namespace, &bound)
+    }
+
+    #[inline(always)]
+    fn earlier(&self, service: &Service) -> Option<Earlier> {
+        // SAFETY: the entry may be given to another client meanwhile; whatever it says then, only a backend that may be
+        // chosen now is.
+        let affinity = unsafe { AFFINITIES.get(&self.key(service.id))?.clone() };
+        // SAFETY: a helper without arguments.
+        let ago_ns = unsafe { bpf_ktime_get_ns() }.saturating_sub(affinity.seen_ns);
+        let Affinity { backend, address, port_be, entropy, .. } = affinity;
+        let lasts = ago_ns <= u64::from(service.affinity) * Service::AFFINITY_UNIT_NS;
+        lasts.then_some(Earlier { backend, address, port_be, entropy })
     }
 }

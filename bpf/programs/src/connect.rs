@@ -29,7 +29,9 @@ fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
     }
     let Some(epoch) = maps::active_epoch() else { return PROCEED };
     let destination = call::destination::<F>(ctx, protocol);
-    let verdict = decision::decide_with(&Maps, epoch, &destination, &Fresh::<F>::of(ctx));
+    let words = Fresh::<F>::of(ctx, &destination);
+    let verdict = decision::decide_with(&Maps, epoch, &destination, &words);
+    words.remember(&verdict);
     match verdict {
         Verdict::Pass => {
             forget(ctx);

@@ -53,7 +53,9 @@ fn send<F: Family>(ctx: &SockAddrContext) -> i32 {
     // SAFETY: a helper; the verifier checks the context.
     let peers = unsafe { PEERS.get_ptr_mut(ctx) };
     let last = newest(peers, |stamp| led_from(stamp, &destination));
-    let verdict = decision::decide_keeping(&Maps, epoch, &destination, last, &Fresh::<F>::of(ctx));
+    let words = Fresh::<F>::of(ctx, &destination);
+    let verdict = decision::decide_keeping(&Maps, epoch, &destination, last, &words);
+    words.remember(&verdict);
     match verdict {
         Verdict::Pass => {
             forget(peers, &destination);

@@ -5,9 +5,11 @@ use core::ffi::c_void;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::generated::bpf_loop;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap};
 use decision::{Sought, Tables};
-use storage_schema::map::{Backend, Cell, Control, EndpointPair, Frontend, FrontendKey, Node, Peers, Service, Stamp};
+use storage_schema::map::{
+    Affinity, AffinityKey, Backend, Cell, Control, EndpointPair, Frontend, FrontendKey, Node, Peers, Service, Stamp,
+};
 
 /// `BPF_F_MMAPABLE`: the applier maps the array into its memory and writes it with plain stores.
 const MMAPABLE: u32 = 1 << 10;
@@ -35,6 +37,10 @@ pub static STAMPS: SkStorage<Stamp> = SkStorage::new();
 /// socket locked: for one socket, one at a time.
 #[btf_map(name = "peers")]
 pub static PEERS: SkStorage<Peers> = SkStorage::new();
+
+/// Where clients went.
+#[map(name = "affinities")]
+pub static AFFINITIES: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(Affinity::MAX, 0);
 
 /// The epoch that this program run reads at. Load it once.
 #[inline(always)]

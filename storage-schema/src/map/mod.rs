@@ -20,6 +20,7 @@
 //!
 //! Architecture invariant: `no_std`, no dependency, no `unsafe`.
 
+pub mod affinity;
 pub mod cell;
 pub mod control;
 pub mod dump;
@@ -28,6 +29,7 @@ pub mod key;
 pub mod payload;
 pub mod stamp;
 
+pub use affinity::{Affinity, AffinityKey};
 pub use cell::{Cell, NEVER, Version};
 pub use control::{Control, Head};
 pub use dump::{KernelLayout, SocketHolder, StampedSocket};
@@ -57,6 +59,8 @@ pub mod name {
     pub const STAMPS: &str = "stamps";
     /// Socket storage of [`super::Peers`]. It outlives generations likewise.
     pub const PEERS: &str = "peers";
+    /// Hash from [`super::AffinityKey`] to [`super::Affinity`], of the clients that came last. It outlives generations likewise.
+    pub const AFFINITIES: &str = "affinities";
 }
 
 /// Identifies this ABI: maps with another fingerprint belong to another generation.

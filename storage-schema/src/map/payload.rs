@@ -58,12 +58,16 @@ abi_struct! {
         pub policy: u8,
         /// A set of `Service::…` flags.
         pub flags: u8,
-        /// Zeros.
-        pub reserved: [u8; 2],
+        /// For how long after its last connection a client goes where that went, in units of two seconds; 0: it does not. With
+        /// [`Service::MAGLEV`] a client's hash says where it goes, and this is 0.
+        pub affinity: u16,
     }
 }
 
 impl Service {
+    /// The unit of [`Service::affinity`].
+    pub const AFFINITY_UNIT_NS: u64 = 2_000_000_000;
+
     /// Nothing is there.
     pub const ABSENT: u8 = 0;
     /// A backend drawn at random, all alike. The run has a slot for each.

@@ -49,6 +49,8 @@ impl Stamp {
     pub const WAYPOINT: u16 = 1;
     /// The service lets bytes take the short way from socket to socket.
     pub const ACCELERATE: u16 = 1 << 1;
+    /// The service's clients go where they went before, so the word may be that of an earlier connection.
+    pub const AFFINITY: u16 = 1 << 2;
 }
 
 abi_struct! {
