@@ -23,6 +23,7 @@ pub mod crowd;
 pub mod echo;
 pub mod moves;
 pub mod oracle;
+pub mod peer;
 pub mod pinned;
 pub mod requirements;
 pub mod rig;

@@ -7,9 +7,11 @@ use std::path::{Path, PathBuf};
 
 use loader::Datapath;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketType, bind, connect, getpeername, socket};
+use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
 use storage_schema::map::Stamp;
 
+use crate::bare::ends;
+use crate::peer::is_connected_to;
 use crate::sandbox::Sandbox;
 
 /// While it lives, this process is in a sandbox's cgroup: its own connections go through the hooks.
@@ -83,10 +85,12 @@ pub fn attempt_over(
     if let Some(bound) = bound {
         bind(&socket, &bound).expect("a local address");
     }
-    let arrived = connect(&socket, &to).and_then(|()| getpeername(&socket)).map(|peer| {
-        let peer = SocketAddr::try_from(peer.expect("a connected socket has a peer")).expect("it is an IP address");
-        SocketAddr::new(peer.ip().to_canonical(), peer.port())
-    });
+    let connected = connect(&socket, &to);
     let stamp = datapath.stamp(&socket).expect("the stamp can be read");
+    let arrived = connected.map(|()| {
+        let led_to = stamp.as_ref().map_or(to, |stamp| ends(stamp).1);
+        assert!(is_connected_to(&socket, led_to).expect("the kernel tells"), "{to} leads to {led_to} by its stamp");
+        SocketAddr::new(led_to.ip().to_canonical(), led_to.port())
+    });
     Attempt { arrived, stamp, socket }
 }

@@ -87,7 +87,7 @@ fn pins_that_are_deleted_are_made_anew_and_connections_go_on() {
     assert!(status.datapath.drift.changes > 0 && status.blocked_reason.is_none(), "{status:#?}");
     assert!(rig.sandbox().pin_root().join("links/connect4").exists(), "links are pinned again");
     let flow = fs::read_dir(rig.sandbox().pin_root().join("flow")).expect("it is made again");
-    assert_eq!(flow.count(), 2, "what sockets carry is pinned again");
+    assert_eq!(flow.count(), 3, "what sockets carry and where clients went is pinned again");
     finish(rig, agent);
 }
 

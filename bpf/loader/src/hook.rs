@@ -16,7 +16,9 @@ pub struct Hook {
 ///
 /// What shows an application its frontend comes before what leads it to a backend: links are made and switched in this order,
 /// and a socket that is answered before all are in place must be answered in full.
-pub const HOOKS: [Hook; 6] = [
+pub const HOOKS: [Hook; 8] = [
+    Hook { name: "getpeername4", program: "hf_getpeername4", attach_type: CgroupSockAddrAttachType::GetPeerName4 },
+    Hook { name: "getpeername6", program: "hf_getpeername6", attach_type: CgroupSockAddrAttachType::GetPeerName6 },
     Hook { name: "recvmsg4", program: "hf_recvmsg4", attach_type: CgroupSockAddrAttachType::UDPRecvMsg4 },
     Hook { name: "recvmsg6", program: "hf_recvmsg6", attach_type: CgroupSockAddrAttachType::UDPRecvMsg6 },
     Hook { name: "sendmsg4", program: "hf_sendmsg4", attach_type: CgroupSockAddrAttachType::UDPSendMsg4 },

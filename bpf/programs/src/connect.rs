@@ -6,7 +6,7 @@ use aya_ebpf::helpers::{bpf_get_socket_cookie, bpf_ktime_get_ns};
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use decision::Verdict;
-use storage_schema::map::Stamp;
+use storage_schema::map::{FrontendKey, Stamp};
 
 use crate::call::{self, Family, Fresh, IPPROTO_TCP, IPPROTO_UDP, PROCEED, V4, V6};
 use crate::maps::{self, Maps, STAMPS};
@@ -63,6 +63,22 @@ fn remember(ctx: &SockAddrContext, mut stamp: Stamp) {
             *stored = stamp;
         }
     }
+}
+
+/// The stamp of the socket, if it was balanced.
+#[inline(always)]
+pub fn stamp(ctx: &SockAddrContext) -> Option<&Stamp> {
+    // SAFETY: a helper, the verifier checks the context; it returns null, or a stamp that lives as long as the socket, which
+    // outlives the program's run.
+    unsafe { STAMPS.get_ptr_mut(ctx).as_ref() }
+}
+
+/// Whether a stamp is of what went to this backend.
+#[inline(always)]
+pub fn led_to(stamp: &Stamp, backend: &FrontendKey) -> bool {
+    stamp.outcome == Stamp::FORWARDED
+        && stamp.backend_port_be == backend.port_be
+        && decision::same_address(&stamp.backend_address, &backend.address)
 }
 
 /// Takes the stamp from a socket that was balanced before and is now connected to something else.

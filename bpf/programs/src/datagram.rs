@@ -18,7 +18,8 @@ use decision::Verdict;
 use storage_schema::map::{FrontendKey, Peers, Stamp};
 
 use crate::call::{self, Family, Fresh, IPPROTO_UDP, PROCEED, V4, V6};
-use crate::maps::{self, Maps, PEERS, STAMPS};
+use crate::connect::{self, led_to};
+use crate::maps::{self, Maps, PEERS};
 
 #[cgroup_sock_addr(sendmsg4)]
 pub fn hf_sendmsg4(ctx: SockAddrContext) -> i32 {
@@ -78,12 +79,9 @@ fn receive<F: Family>(ctx: &SockAddrContext) {
     }
     let source = call::destination::<F>(ctx, protocol);
     let stamp = if is_connected(ctx) {
-        // SAFETY: a helper; the verifier checks the context.
-        let stamp = unsafe { STAMPS.get_ptr_mut(ctx) };
-        // SAFETY: null, or a stamp that lives as long as the socket.
-        unsafe { stamp.as_ref() }.filter(|stamp| led_to(stamp, &source))
+        connect::stamp(ctx).filter(|stamp| led_to(stamp, &source))
     } else {
-        // SAFETY: as above.
+        // SAFETY: a helper; the verifier checks the context.
         let peers = unsafe { PEERS.get_ptr_mut(ctx) };
         newest(peers, |stamp| led_to(stamp, &source))
     };
@@ -107,14 +105,6 @@ fn led_from(stamp: &Stamp, frontend: &FrontendKey) -> bool {
     stamp.outcome == Stamp::FORWARDED
         && stamp.original_port_be == frontend.port_be
         && decision::same_address(&stamp.original_address, &frontend.address)
-}
-
-/// Whether a stamp is of what went to this backend.
-#[inline(always)]
-fn led_to(stamp: &Stamp, backend: &FrontendKey) -> bool {
-    stamp.outcome == Stamp::FORWARDED
-        && stamp.backend_port_be == backend.port_be
-        && decision::same_address(&stamp.backend_address, &backend.address)
 }
 
 /// Of the stamps that are wanted, that of the latest datagram.

@@ -7,6 +7,7 @@
 //! * `call.rs`: the calls that the hooks see: whose they are, their address, the words that choose.
 //! * `connect.rs`: the cgroup connect hooks.
 //! * `datagram.rs`: the cgroup sendmsg and recvmsg hooks, for UDP sockets.
+//! * `peername.rs`: the cgroup getpeername hooks.
 //! * `sockets.rs`: iterators that find balanced sockets and who holds them.
 
 #![no_std]
@@ -21,6 +22,7 @@ mod call;
 mod connect;
 mod datagram;
 mod maps;
+mod peername;
 mod sockets;
 
 /// The kernel offers some helpers to GPL-compatible programs only.
