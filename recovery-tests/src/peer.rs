@@ -38,7 +38,7 @@ pub fn is_connected_to(socket: &impl AsFd, peer: SocketAddr) -> io::Result<bool>
     let number = |raw: u32| u8::try_from(raw).expect("families and protocols have small numbers");
     request.extend([number(family.as_raw().into()), number(protocol.as_raw().get()), 0, 0]);
     request.extend(u32::MAX.to_ne_bytes());
-    ends.iter().for_each(|end| request.extend(end.port().to_be_bytes()));
+    request.extend(ends.iter().flat_map(|end| end.port().to_be_bytes()));
     for end in ends {
         let mut address = [0; 16];
         match end.ip() {

@@ -65,9 +65,9 @@ fn a_connected_socket_shows_what_was_dialled() {
     // An agent that is away or new, and new programs, change nothing.
     for turn in 0..2 {
         if turn == 0 {
-            bare.restart()
+            bare.restart();
         } else {
-            bare.renew()
+            bare.renew();
         }
         for (attempt, dialled) in &connected {
             assert_eq!(shown(attempt), *dialled);

@@ -97,17 +97,14 @@ fn with_affinity(policy: Policy, timeout_seconds: u32, healthy: &[u16]) -> Vec<R
             let status = if healthy { WorkloadStatus::Healthy } else { WorkloadStatus::Unhealthy };
             Resource::Workload(Workload { status, ..workload })
         }
-        other => other,
+        node @ Resource::Node(_) => node,
     };
     service(Protocol::Tcp, policy).into_iter().map(change).collect()
 }
 
 /// Where a client's connection arrives, which must be what the host decides for its stamp.
 fn arrived(rig: &Bare, to: SocketAddr, mapped: bool, client: Option<u8>) -> SocketAddr {
-    let bound = client.map(|last| match mapped {
-        true => format!("::ffff:127.9.9.{last}"),
-        false => format!("127.9.9.{last}"),
-    });
+    let bound = client.map(|last| if mapped { format!("::ffff:127.9.9.{last}") } else { format!("127.9.9.{last}") });
     let bound = bound.map(|address| SocketAddr::new(address.parse().expect("an address"), 0));
     let attempt = attempt_over(SocketType::STREAM, rig.datapath(), to, mapped, bound);
     let stamp = attempt.stamp.expect("a stamp");
