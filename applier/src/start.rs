@@ -1,6 +1,6 @@
 //! The start: the journal's state, and tables that show it.
 //!
-//! What is pinned is gone on with where it can be ([`resume`](crate::resume)); everything else begins with empty tables that are
+//! What is pinned is gone on with where it can be (`resume`); everything else begins with empty tables that are
 //! filled from the journal before anybody sees them.
 
 use std::time::Duration;
