@@ -1,7 +1,5 @@
 //! A datapath without an agent around it, with the calling process among its clients.
 
-use std::net::SocketAddr;
-
 use applier::tables::{KernelTables, View};
 use applier::{Options, Pipeline, Target};
 use decision::Verdict;
@@ -106,11 +104,4 @@ impl Bare {
 fn start(journal: &Journal, options: &loader::Options) -> Pipeline {
     let options = Options::new(Target::Kernel(options.clone()), CAPACITIES);
     Pipeline::start(journal.clone(), options).expect("a usable kernel")
-}
-
-/// The ends of what a stamp is about: where it was sent, and where it went.
-pub fn ends(stamp: &Stamp) -> (SocketAddr, SocketAddr) {
-    let address =
-        |words, port_be| SocketAddr::new(storage_schema::map::key::address_from_words(words), u16::from_be(port_be));
-    (address(stamp.original_address, stamp.original_port_be), address(stamp.backend_address, stamp.backend_port_be))
 }

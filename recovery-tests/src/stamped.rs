@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use loader::Datapath;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
-use storage_schema::map::Stamp;
+use storage_schema::map::{Stamp, key};
 
-use crate::bare::ends;
 use crate::peer::is_connected_to;
 use crate::sandbox::Sandbox;
 
@@ -93,4 +92,10 @@ pub fn attempt_over(
         SocketAddr::new(led_to.ip().to_canonical(), led_to.port())
     });
     Attempt { arrived, stamp, socket }
+}
+
+/// The ends of what a stamp is about: where it was sent, and where it went.
+pub fn ends(stamp: &Stamp) -> (SocketAddr, SocketAddr) {
+    let address = |words, port_be| SocketAddr::new(key::address_from_words(words), u16::from_be(port_be));
+    (address(stamp.original_address, stamp.original_port_be), address(stamp.backend_address, stamp.backend_port_be))
 }

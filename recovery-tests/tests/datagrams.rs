@@ -7,9 +7,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use decision::Verdict;
-use recovery_tests::bare::{Bare, ends};
+use recovery_tests::bare::Bare;
 use recovery_tests::echo::{DatagramServers, backend_addresses};
 use recovery_tests::requirements::kernel_is_usable;
+use recovery_tests::stamped::ends;
 use recovery_tests::world;
 use storage_schema::map::{Peers, Stamp, key};
 use storage_schema::resource::{

@@ -2,10 +2,10 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
-use recovery_tests::bare::{Bare, ends};
+use recovery_tests::bare::Bare;
 use recovery_tests::echo::{EchoServer, backend_addresses};
 use recovery_tests::requirements::kernel_is_usable;
-use recovery_tests::stamped::{Attempt, attempt_over};
+use recovery_tests::stamped::{Attempt, attempt_over, ends};
 use recovery_tests::world;
 use rustix::net::{SocketType, connect, getpeername};
 use storage_schema::resource::{Backing, Protocol, Resource, Service, ServicePort, WorkloadStatus};

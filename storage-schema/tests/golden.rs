@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use storage_schema::codec::{
     DecodeError, EncodeError, Link, RESOURCE_VERSION, SCHEMA_VERSION, access_link, access_record, access_resource,
-    decode_record, decode_resource, encode_record, encode_record_in, encode_resource, hash_record, upcast_record,
-    upcast_resource, version_of,
+    decode_record, decode_resource, encode_record, encode_record_in, encode_resource, hash_record, stamp_record,
+    upcast_record, upcast_resource, version_of,
 };
 use storage_schema::id::{BootId, Lsn, RecordHash};
 use storage_schema::record::{Cause, Delta, Drained, Event, Origin, Record, Transaction};
@@ -216,6 +216,18 @@ fn records_are_encoded_as_ever() {
         );
     }
     assert_eq!(encode_record(&record()), encode_record_in(SCHEMA_VERSION, record()).unwrap());
+}
+
+#[test]
+fn a_record_that_is_stamped_later_is_the_same() {
+    for stamped in [record(), event_record(), bare_record()] {
+        let unstamped =
+            Record { lsn: Lsn(0), previous_hash: RecordHash([0; 32]), wall_ns: 0, monotonic_ns: 0, ..stamped.clone() };
+        let mut bytes = encode_record(&unstamped);
+        let Record { lsn, previous_hash, wall_ns, monotonic_ns, .. } = stamped;
+        stamp_record(&mut bytes, Link { lsn, previous_hash }, wall_ns, monotonic_ns);
+        assert_eq!(bytes, encode_record(&stamped));
+    }
 }
 
 #[test]

@@ -193,8 +193,9 @@ pub fn decide_with<T: Tables, W: Words>(tables: &T, epoch: u64, destination: &Fr
 /// Decides one datagram of an unconnected socket: as [`decide_with`], but the backend of `last`, the stamp of the socket's
 /// last datagram to that destination, is chosen again while it may be chosen.
 ///
-/// Either way, if the service has affinity, that of the client's last connection comes first ([`Words::earlier`]). With [`Service::MAGLEV`] the client's word alone
-/// decides, and moves few clients when backends come and go.
+/// For connections and datagrams alike: if the service has affinity, the backend of the client's last connection comes first
+/// ([`Words::earlier`]). With [`Service::MAGLEV`] the client's word alone decides, and moves few clients when backends come and
+/// go.
 ///
 /// Either way the verdict's word is one that leads to its backend at `epoch`: this decision too can be made again with
 /// [`decide`].

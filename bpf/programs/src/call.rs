@@ -181,7 +181,7 @@ impl<F: Family> Words for Fresh<'_, F> {
     fn earlier(&self, service: &Service) -> Option<Earlier> {
         // SAFETY: the entry may be given to another client meanwhile; whatever it says then, only a backend that may be
         // chosen now is.
-        let affinity = unsafe { AFFINITIES.get(&self.key(service.id))?.clone() };
+        let affinity = unsafe { *AFFINITIES.get(&self.key(service.id))? };
         // SAFETY: a helper without arguments.
         let ago_ns = unsafe { bpf_ktime_get_ns() }.saturating_sub(affinity.seen_ns);
         let Affinity { backend, address, port_be, entropy, .. } = affinity;
