@@ -23,7 +23,8 @@ pub struct Bare {
     datapath: Datapath,
     runtime: Runtime,
     options: loader::Options,
-    _enrolled: Enrolled,
+    capacities: Capacities,
+    enrolled: Enrolled,
     sandbox: Sandbox,
 }
 
@@ -33,16 +34,24 @@ impl Bare {
     /// # Panics
     /// As its other functions do: if something fails.
     pub fn start() -> Self {
+        Self::with(CAPACITIES)
+    }
+
+    /// The same, with tables of a size.
+    ///
+    /// # Panics
+    /// Likewise.
+    pub fn with(capacities: Capacities) -> Self {
         let sandbox = Sandbox::enter();
         let options =
             loader::Options { pin_root: sandbox.pin_root(), cgroup: sandbox.cgroup().expect("entered").to_owned() };
         let journal = Journal::open(journal::Config::new(sandbox.state_dir())).expect("an empty directory");
-        let pipeline = start(&journal, &options);
+        let pipeline = start(&journal, &options, capacities);
         let datapath = Datapath::open(options.clone()).expect("a pin root");
         let enrolled = Enrolled::in_cgroup_of(&sandbox);
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         let pipeline = Some(pipeline);
-        Self { pipeline, journal, datapath, runtime, options, _enrolled: enrolled, sandbox }
+        Self { pipeline, journal, datapath, runtime, options, capacities, enrolled, sandbox }
     }
 
     /// Pushes resources in one transaction, and waits until it is visible.
@@ -59,7 +68,7 @@ impl Bare {
     /// Stops following the journal and begins again, as an agent does that is restarted.
     pub fn restart(&mut self) {
         drop(self.pipeline.take());
-        self.pipeline = Some(start(&self.journal, &self.options));
+        self.pipeline = Some(start(&self.journal, &self.options, self.capacities));
         self.block_on(async |pipeline| pipeline.loaded().await.expect("a usable kernel"));
     }
 
@@ -67,6 +76,11 @@ impl Bare {
     pub fn renew(&self) {
         let renewed = self.block_on(async |pipeline| pipeline.renew().await.expect("a usable kernel"));
         renewed.expect("tables in the kernel have generations");
+    }
+
+    /// Does something with the calling process outside the cgroup: no program runs for it.
+    pub fn outside<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.enrolled.outside(work)
     }
 
     /// Its sandbox.
@@ -101,7 +115,7 @@ impl Bare {
     }
 }
 
-fn start(journal: &Journal, options: &loader::Options) -> Pipeline {
-    let options = Options::new(Target::Kernel(options.clone()), CAPACITIES);
+fn start(journal: &Journal, options: &loader::Options, capacities: Capacities) -> Pipeline {
+    let options = Options::new(Target::Kernel(options.clone()), capacities);
     Pipeline::start(journal.clone(), options).expect("a usable kernel")
 }

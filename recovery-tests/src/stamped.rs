@@ -17,6 +17,7 @@ use crate::sandbox::Sandbox;
 #[derive(Debug)]
 pub struct Enrolled {
     home: PathBuf,
+    cgroup: PathBuf,
 }
 
 impl Enrolled {
@@ -29,9 +30,17 @@ impl Enrolled {
         let mount = cgroup.parent().expect("a cgroup lies in its mount");
         let own = fs::read_to_string("/proc/self/cgroup").expect("proc is mounted");
         let own = own.lines().find_map(|line| line.strip_prefix("0::/")).expect("cgroup v2 is mounted");
-        let enrolled = Self { home: mount.join(own) };
+        let enrolled = Self { home: mount.join(own), cgroup: cgroup.to_owned() };
         move_to(cgroup);
         enrolled
+    }
+
+    /// Does something in the cgroup that this process came from.
+    pub(crate) fn outside<T>(&self, work: impl FnOnce() -> T) -> T {
+        move_to(&self.home);
+        let done = work();
+        move_to(&self.cgroup);
+        done
     }
 }
 

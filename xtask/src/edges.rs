@@ -23,6 +23,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ),
     ("bench-journal", &["storage-schema", "journal"]),
     ("bench-applier", &["storage-schema", "journal", "loader", "applier"]),
+    ("bench-datapath", &["storage-schema", "loader", "recovery-tests"]),
     ("xtask", &[]),
 ];
 

@@ -29,6 +29,7 @@
 mod cgroup;
 mod datapath;
 mod error;
+mod figures;
 mod generation;
 mod grace;
 mod hook;
@@ -37,6 +38,7 @@ mod sys;
 
 pub use datapath::{Change, Datapath, Options, generations, uninstall};
 pub use error::LoadError;
+pub use figures::{ProgramFigures, count_run_time};
 pub use generation::Generation;
 pub use grace::Grace;
 pub use hook::{HOOKS, Hook};
