@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use storage_schema::id::{BootId, Epoch, RecordHash, ResourceId, StoreId};
 use storage_schema::map::cell::{self, Payload as _, VERSIONS};
+use storage_schema::map::key::address_from_words;
 use storage_schema::map::{Backend, Control, Frontend, FrontendKey, NEVER, Node, Service};
 
 use crate::tables::{CellTable, Table, TableError, Tables, Typed};
@@ -87,8 +88,7 @@ pub fn protocol(number: u8) -> String {
 }
 
 fn socket_address(backend: &Backend) -> SocketAddr {
-    let key = FrontendKey { address: backend.address, ..FrontendKey::default() };
-    SocketAddr::new(key.ip(), u16::from_be(backend.port_be))
+    SocketAddr::new(address_from_words(backend.address), u16::from_be(backend.port_be))
 }
 
 /// A payload's fields, by name.
@@ -105,7 +105,12 @@ pub(crate) fn backend(backend: &Backend) -> Fields {
 /// What the node's entry says.
 pub fn node(node: Node) -> Fields {
     let passes = node.flags & Node::NO_ENDPOINTS_PASS != 0;
-    vec![("no_endpoints", if passes { "pass" } else { "refuse" }.to_owned())]
+    let proxied = node.flags & Node::DNS != 0;
+    let proxy = SocketAddr::new(address_from_words(node.dns_address), u16::from_be(node.dns_port_be));
+    vec![
+        ("no_endpoints", if passes { "pass" } else { "refuse" }.to_owned()),
+        ("dns", if proxied { proxy.to_string() } else { "-".to_owned() }),
+    ]
 }
 
 /// A policy's name.

@@ -337,5 +337,6 @@ fn project_node(node: &ArchivedNode, By { owner, changed_lsn }: By) -> Node {
         }
         .into(),
         no_endpoints: project_no_endpoints(&node.no_endpoints),
+        dns: node.dns.as_ref().map(|dns| (dns.proxy.as_ipaddr(), dns.port.to_native())),
     }
 }

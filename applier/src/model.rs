@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use storage_schema::id::{Lsn, ResourceId};
+use storage_schema::map::key::address_words;
 use storage_schema::map::{self, Capacities, FrontendKey};
 use storage_schema::record::{Cause, Delta, Transaction};
 use storage_schema::resource::{self, Kind, LocalityMode, NoEndpoints, Resource, ResourceKey};
@@ -202,7 +203,16 @@ impl Model {
             NoEndpoints::Refuse => 0,
             NoEndpoints::Pass => map::Node::NO_ENDPOINTS_PASS,
         };
-        map::Node { flags: map::Node::PRESENT | pass }
+        let flags = map::Node::PRESENT | pass;
+        match node.dns {
+            None => map::Node { flags, ..map::Node::default() },
+            Some((proxy, port)) => map::Node {
+                flags: flags | map::Node::DNS,
+                dns_address: address_words(proxy),
+                dns_port_be: port.to_be(),
+                ..map::Node::default()
+            },
+        }
     }
 
     fn try_admit(

@@ -55,6 +55,8 @@ pub(crate) struct Node {
     pub(crate) addresses: Box<[IpAddr]>,
     pub(crate) place: Place,
     pub(crate) no_endpoints: NoEndpoints,
+    /// The DNS proxy's address and port.
+    pub(crate) dns: Option<(IpAddr, u16)>,
 }
 
 /// A timeout in the units of [`map::Service::affinity`], rounded up.
@@ -100,6 +102,7 @@ impl Node {
             }
             .into(),
             no_endpoints: node.no_endpoints,
+            dns: node.dns.map(|dns| (dns.proxy, dns.port)),
         }
     }
 }

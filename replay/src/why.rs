@@ -11,7 +11,7 @@ use applier::{dump, plan};
 use decision::Verdict;
 use serde::{Deserialize, Serialize};
 use storage_schema::id::{Lsn, ResourceId};
-use storage_schema::map::{FrontendKey, key::address_from_words};
+use storage_schema::map::{FrontendKey, Stamp, key::address_from_words};
 use storage_schema::resource::{Kind, NoEndpoints, ResourceKey, Service, Workload, WorkloadStatus};
 
 use crate::blame::Blame;
@@ -86,7 +86,7 @@ pub struct Unseen {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
-    /// It goes to a backend.
+    /// It goes to a backend, or to the node's DNS proxy.
     Forwarded,
     /// It is refused: there is no usable backend.
     Refused,
@@ -98,7 +98,7 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Step {
-    /// `client`, `frontend`, `policy`, `backends`, `no backend`.
+    /// `client`, `dns`, `frontend`, `policy`, `backends`, `no backend`.
     pub step: String,
     /// What is the case.
     pub says: String,
@@ -145,7 +145,7 @@ pub struct Excluded {
 pub struct Choice {
     /// The random word.
     pub entropy: u32,
-    /// The workload; not given: the connection went to none.
+    /// The workload; not given: the connection went to none, as one to the DNS proxy does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<String>,
     /// Where it went.
@@ -167,9 +167,10 @@ impl Past {
         let changes = plan::everything(&slice.model);
         let tables = PastTables::of(&state, &slice.model, changes.clone(), self.reader.store_id())?;
         let key = destination(connection.to, connection.protocol);
-        let asked = Asked { slice: &slice, changes: &changes, key: &key, service: service_of(&changes, &key, &slice) };
-
         let outcomes = sample(&tables, &key);
+        let looks_up = outcomes.iter().any(|(verdict, _)| goes_to_dns_proxy(verdict));
+        let service = if looks_up { None } else { service_of(&changes, &key, &slice) };
+        let asked = Asked { slice: &slice, changes: &changes, key: &key, looks_up, service };
         let outcome = outcome_of(&outcomes);
         let mut blame = Blame::of(&self.reader, asked.traced(), lsn)?;
         let (candidates, excluded) = asked.backends(&outcomes, &mut blame)?;
@@ -214,6 +215,9 @@ impl Past {
         lsn: Lsn,
     ) -> Result<Choice, ReplayError> {
         let (workload, address, later) = match tables.decide(asked.key, entropy) {
+            Verdict::Forward { address, port_be, .. } if asked.looks_up => {
+                (None, socket_address(address, u16::from_be(port_be)), Vec::new())
+            }
             Verdict::Forward { backend, address, port_be, .. } => {
                 let uid = asked.slice.names.get(ResourceId(backend));
                 let key = ResourceKey::new(Kind::Workload, uid.clone());
@@ -258,6 +262,10 @@ fn outcome_of(outcomes: &[(Verdict, u32)]) -> Outcome {
     }
 }
 
+fn goes_to_dns_proxy(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Forward { flags, .. } if flags & Stamp::DNS != 0)
+}
+
 /// The service port that a destination leads to, by the service's name.
 fn service_of(changes: &Changes, key: &FrontendKey, slice: &Slice) -> Option<(String, ServiceKey)> {
     let service = changes.frontends.get(key).copied().flatten()?;
@@ -269,6 +277,8 @@ struct Asked<'a> {
     slice: &'a Slice,
     changes: &'a Changes,
     key: &'a FrontendKey,
+    /// Whether it goes to the node's DNS proxy.
+    looks_up: bool,
     service: Option<(String, ServiceKey)>,
 }
 
@@ -364,6 +374,13 @@ impl Asked<'_> {
                 None => (format!("{from} is no workload's address"), None),
             };
             add("client", says, cause);
+        }
+        if let (true, Some((node, changed_lsn))) = (self.looks_up, &self.slice.node) {
+            let key = ResourceKey::new(Kind::Node, node.name.clone());
+            let cause = blame.of_fields(&key, &["dns"], *changed_lsn)?;
+            let proxy = node.dns.map(|dns| SocketAddr::new(dns.proxy, dns.port).to_string()).unwrap_or_default();
+            add("dns", format!("what is sent to port 53 goes to {key}'s DNS proxy {proxy}"), Some(cause));
+            return Ok(steps);
         }
         let Some((name, service)) = &self.service else {
             let (says, cause) = self.no_frontend(blame)?;

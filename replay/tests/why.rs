@@ -12,7 +12,7 @@ use replay::{Change, Connection, Moment, Outcome, ReplayError, Why};
 use storage_schema::id::{BootId, Lsn, ResourceId};
 use storage_schema::map::{Capacities, FrontendKey};
 use storage_schema::record::Delta;
-use storage_schema::resource::{Kind, NoEndpoints, Node, Resource, ResourceKey, WorkloadStatus};
+use storage_schema::resource::{Dns, Kind, NoEndpoints, Node, Resource, ResourceKey, WorkloadStatus};
 use world::{World, service, upsert, workload};
 
 const TCP: u8 = 6;
@@ -89,6 +89,29 @@ fn who_has_nobody_is_refused_or_passed_as_the_node_says() {
     assert!(other_port.steps[0].says.contains("no such port"), "{other_port:?}");
     assert!(why(&world, &to("10.96.0.9:80")).steps[0].says.contains("no service's"));
     assert_eq!(why(&world, &to("[::ffff:10.96.0.1]:80")).outcome, Outcome::Forwarded, "mapped is IPv4");
+}
+
+#[test]
+fn what_looks_names_up_goes_to_the_nodes_proxy() {
+    let mut world = World::new();
+    let Resource::Service(mut resolver) = service("dns/core", 1) else { unreachable!() };
+    resolver.ports[0].port = 53;
+    world.push("istiod", vec![upsert(Resource::Service(resolver))]);
+    world.push("istiod", vec![upsert(workload("w-1", 1, HEALTHY, &["dns/core"]))]);
+    let node = |dns| Resource::Node(Node { name: "n".into(), dns, ..Node::default() });
+    world.push("me", vec![upsert(node(None))]);
+    assert_eq!(why(&world, &to("10.96.0.1:53")).candidates.len(), 1, "no proxy: a service as any");
+
+    world.push("me", vec![upsert(node(Some(Dns { proxy: "10.0.0.53".parse().unwrap(), port: 5353 })))]);
+    for dialled in ["10.96.0.1:53", "192.0.2.1:53"] {
+        let found = why(&world, &Connection { entropy: Some(7), ..to(dialled) });
+        assert_eq!((found.outcome, found.candidates.len(), named(&found, "dns")), (Outcome::Forwarded, 0, 4));
+        let choice = found.choice.expect("a word was given");
+        assert_eq!((choice.workload, &*choice.address), (None, "10.0.0.53:5353"));
+    }
+    for dialled in ["10.96.0.1:54", "[2001:db8::1]:53"] {
+        assert_eq!(why(&world, &to(dialled)).outcome, Outcome::Passed, "{dialled}");
+    }
 }
 
 /// The decision over the few resources that a connection depends on is that over the whole state, for every word.

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use storage_schema::map::Capacities;
 use storage_schema::record::{Delta, Origin, Transaction};
 use storage_schema::resource::{
-    Backing, Kind, NoEndpoints, Node, PortOverride, Resource, ResourceKey, Service, ServicePort, Workload,
+    Backing, Dns, Kind, NoEndpoints, Node, PortOverride, Resource, ResourceKey, Service, ServicePort, Workload,
     WorkloadStatus,
 };
 
@@ -86,6 +86,9 @@ impl Domain {
             _ => Delta::Upsert(Resource::Node(Node {
                 name: "node".to_owned(),
                 no_endpoints: if random.random() { NoEndpoints::Pass } else { NoEndpoints::Refuse },
+                dns: random
+                    .random::<bool>()
+                    .then(|| Dns { proxy: IpAddr::V4(Ipv4Addr::new(10, 1, 3, random.random())), port: 53 }),
                 ..Node::default()
             })),
         }

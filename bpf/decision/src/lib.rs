@@ -18,7 +18,7 @@
 #![allow(unsafe_code)]
 
 use storage_schema::map::cell::{self, Payload};
-use storage_schema::map::{Backend, Cell, Frontend, FrontendKey, Node, Service, Stamp};
+use storage_schema::map::{Backend, Cell, Frontend, FrontendKey, Node, Service, Stamp, key};
 
 /// The tables as a reader sees them. Pointers are to entries of live tables; `None` means out of range.
 pub trait Tables {
@@ -122,11 +122,11 @@ impl Words for Again {
 pub enum Verdict {
     /// Where the client dialled: the destination is not a frontend, or connections without a backend are let pass.
     Pass,
-    /// To this backend of this service.
+    /// To this backend of this service, or, with [`Stamp::DNS`], to the node's DNS proxy.
     Forward {
-        /// The service's `ResourceId`.
+        /// The service's `ResourceId`; 0 with [`Stamp::DNS`].
         service: u64,
-        /// The workload's `ResourceId`, or, with [`Stamp::WAYPOINT`], the service's.
+        /// The workload's `ResourceId`, or, with [`Stamp::WAYPOINT`], the service's; 0 with [`Stamp::DNS`].
         backend: u64,
         /// The address, as in [`FrontendKey::address`].
         address: [u32; 4],
@@ -207,6 +207,11 @@ pub fn decide_keeping<T: Tables, W: Words>(
     last: Option<&Stamp>,
     words: &W,
 ) -> Verdict {
+    if destination.port_be == DNS_PORT_BE
+        && let Some(verdict) = to_dns_proxy(tables, epoch, destination)
+    {
+        return verdict;
+    }
     let Some(frontend) = find_frontend(tables, epoch, destination) else { return Verdict::Pass };
     let Some(service) = visible(tables.service(frontend.index), epoch) else { return Verdict::Pass };
     if service.run_length == 0 {
@@ -222,6 +227,18 @@ pub fn decide_keeping<T: Tables, W: Words>(
         kept.unwrap_or_else(|| words.random())
     };
     forward(tables, epoch, destination, service, entropy).unwrap_or(Verdict::Pass)
+}
+
+const DNS_PORT_BE: u16 = 53_u16.to_be();
+
+/// To the node's DNS proxy, if it has one of the destination's family. The proxy itself is what it is.
+#[inline(always)]
+fn to_dns_proxy<T: Tables>(tables: &T, epoch: u64, destination: &FrontendKey) -> Option<Verdict> {
+    let Node { flags, dns_address: address, dns_port_be: port_be, .. } = *visible(tables.node(), epoch)?;
+    let is_for = flags & Node::DNS != 0
+        && key::is_mapped(&address) == key::is_mapped(&destination.address)
+        && !(port_be == DNS_PORT_BE && same_address(&address, &destination.address));
+    is_for.then_some(Verdict::Forward { service: 0, backend: 0, address, port_be, entropy: 0, flags: Stamp::DNS })
 }
 
 /// To the backend that a word falls on; `None` if the tables have none there.

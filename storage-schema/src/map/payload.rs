@@ -118,9 +118,15 @@ impl Payload for Backend {
 
 abi_struct! {
     /// The node's configuration, as far as the programs need it. Absent means all defaults.
-    pub struct Node[8] {
+    pub struct Node[32] {
         /// A set of `Node::…` flags.
         pub flags: u64,
+        /// With [`Node::DNS`]: the DNS proxy's address, as in [`FrontendKey::address`].
+        pub dns_address: [u32; 4],
+        /// With [`Node::DNS`]: its port in network order.
+        pub dns_port_be: u16,
+        /// Zeros.
+        pub reserved: [u8; 6],
     }
 }
 
@@ -129,6 +135,8 @@ impl Node {
     pub const PRESENT: u64 = 1;
     /// Connections to a service without a usable backend pass unchanged instead of being refused.
     pub const NO_ENDPOINTS_PASS: u64 = 1 << 1;
+    /// What is sent to port 53 goes to the DNS proxy.
+    pub const DNS: u64 = 1 << 2;
 }
 
 impl Payload for Node {

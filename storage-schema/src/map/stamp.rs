@@ -51,6 +51,8 @@ impl Stamp {
     pub const ACCELERATE: u16 = 1 << 1;
     /// The service's clients go where they went before, so the word may be that of an earlier connection.
     pub const AFFINITY: u16 = 1 << 2;
+    /// The connection went to the node's DNS proxy, not to a service: `service`, `backend` and `entropy` are 0.
+    pub const DNS: u16 = 1 << 3;
 }
 
 abi_struct! {
