@@ -25,7 +25,7 @@ pub const WORKER: &str = "HOLDFAST_TEST_WORKER";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The pause between two frames of a checked connection.
-const PAUSE: Duration = Duration::from_millis(2);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// How long each checked connection may take for its next frames.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(15);
