@@ -3,6 +3,7 @@
 mod api;
 mod bpf;
 mod journal;
+mod namespace;
 mod past;
 mod watch;
 
@@ -22,6 +23,7 @@ pub use self::journal::{
     CompactArgs, ExportArgs, ExportFormat, ImportArgs, JournalArgs, JournalCommand, LogArgs, PrintArgs, RepairArgs,
     ShowArgs, SnapshotArgs, SnapshotCommand, VerifyArgs, Which,
 };
+pub use self::namespace::{ListNamespacesArgs, NamespaceArgs, NamespaceCommand, NamespaceNameArgs};
 pub use self::past::{DiffArgs, GetArgs, HistoryArgs, TransportName, Whose, WhyArgs};
 pub use self::watch::{WatchArgs, WatchCommand, WatchFormat, WatchRecordsArgs, WatchStateArgs};
 use crate::exit::Exit;
@@ -123,6 +125,11 @@ pub enum Command {
     /// Look into the kernel: tables decoded, how full they are, whether they are as the journal says, generations.
     #[command(after_help = "Examples:\n  holdfast bpf dump services\n  holdfast bpf verify")]
     Bpf(BpfArgs),
+    /// Say whose connections are balanced, by network namespace, where the agent manages by namespace.
+    #[command(
+        after_help = "Examples:\n  holdfast namespace enrol /run/netns/blue\n  holdfast namespace release --process 1234\n  holdfast namespace list"
+    )]
+    Namespace(NamespaceArgs),
     /// Look at this machine: what the agent needs, what is there, what is missing and how to get it.
     #[command(after_help = "Example:\n  sudo holdfast doctor")]
     Doctor(DoctorArgs),
@@ -163,6 +170,20 @@ pub enum Datapath {
     Memory,
 }
 
+/// Which processes in the cgroup are managed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Managed {
+    /// All of them.
+    #[default]
+    Cgroup,
+    /// Those in network namespaces that are enrolled through the API.
+    Namespace,
+    /// The same, and root may enrol a namespace by a connection to `0.0.0.2` or `::2` within it, as Kmesh's CNI plugin does: port
+    /// 929, or 930 to end it.
+    Cni,
+}
+
 /// What `agent` takes.
 #[derive(Args, Clone, Debug, Default)]
 pub struct AgentArgs {
@@ -181,6 +202,13 @@ pub struct AgentArgs {
     /// The most endpoints: the sum of the sizes of all service ports' backend sets.
     #[arg(long, env = "HOLDFAST_CAPACITY_ENDPOINTS", value_name = "N")]
     pub capacity_endpoints: Option<u32>,
+    /// Which processes in the cgroup are managed: all, or those in network namespaces that are enrolled [default: cgroup].
+    #[arg(long, env = "HOLDFAST_MANAGED", value_name = "WHICH")]
+    pub managed: Option<Managed>,
+    /// A cgroup v2 directory whose processes, at whatever depth, are not managed: of a proxy that dials services for others, of a
+    /// control plane. May be given more than once, in the environment with `:` between.
+    #[arg(long = "exempt-cgroup", env = "HOLDFAST_EXEMPT_CGROUPS", value_name = "DIR", value_delimiter = ':')]
+    pub exempt_cgroups: Option<Vec<PathBuf>>,
     /// How often the tables are compared with the journal, cell by cell [default: 5m].
     #[arg(long, env = "HOLDFAST_VERIFY_INTERVAL", value_name = "TIME", value_parser = humantime::parse_duration)]
     pub verify_interval: Option<Duration>,

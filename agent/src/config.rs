@@ -14,11 +14,11 @@ use std::{fs, io};
 use api::client::Server;
 use journal::{CheckpointPolicy, Retention};
 use serde::Deserialize;
-use storage_schema::map::Capacities;
+use storage_schema::map::{Capacities, Enrolment};
 use tracing_subscriber::EnvFilter;
 
 pub use self::serving::{Listen, Serving};
-use crate::cli::{AgentArgs, ApiSettings, Common, Datapath, JournalSettings, LogFormat, Places};
+use crate::cli::{AgentArgs, ApiSettings, Common, Datapath, JournalSettings, LogFormat, Managed, Places};
 
 /// Read if it is there and no other file is named.
 pub const CONFIG_FILE: &str = "/etc/holdfast/agent.toml";
@@ -44,6 +44,10 @@ pub struct Config {
     pub cgroup: Option<PathBuf>,
     /// The agent's socket.
     pub socket: PathBuf,
+    /// Which processes in the cgroup are managed.
+    pub managed: Managed,
+    /// Cgroups whose processes are not.
+    pub exempt_cgroups: Vec<PathBuf>,
     /// Where the tables are.
     pub datapath: Datapath,
     /// The most entries that are admitted to the tables.
@@ -114,6 +118,8 @@ struct File {
     cgroup: Option<PathBuf>,
     socket: Option<PathBuf>,
     datapath: Option<Datapath>,
+    managed: Option<Managed>,
+    exempt_cgroups: Option<Vec<PathBuf>>,
     #[serde(default, deserialize_with = "crate::cli::duration")]
     verify_interval: Option<Duration>,
     metrics: Option<SocketAddr>,
@@ -154,6 +160,8 @@ impl Config {
             state_dir: places.state_dir.or(file.state_dir).unwrap_or_else(|| STATE_DIR.into()),
             pin_root: places.pin_root.or(file.pin_root).unwrap_or_else(|| PIN_ROOT.into()),
             cgroup: places.cgroup.or(file.cgroup),
+            managed: args.managed.or(file.managed).unwrap_or_default(),
+            exempt_cgroups: args.exempt_cgroups.clone().or(file.exempt_cgroups).unwrap_or_default(),
             socket: common.socket.clone().or(file.socket).unwrap_or_else(|| SOCKET.into()),
             datapath: places.datapath.or(file.datapath).unwrap_or(Datapath::Kernel),
             capacities: Capacities {
@@ -187,17 +195,17 @@ impl Config {
 
     fn validate(&self) -> Result<(), ConfigError> {
         let invalid = |setting, reason: String| Err(ConfigError::Invalid { setting, reason });
-        let paths = [
-            ("state_dir", Some(&self.state_dir)),
-            ("pin_root", Some(&self.pin_root)),
-            ("cgroup", self.cgroup.as_ref()),
-            ("socket", Some(&self.socket)),
-        ];
-        for (setting, path) in paths {
-            if path.is_some_and(|path| !path.is_absolute()) {
-                let given = path.map(|path| path.display().to_string()).unwrap_or_default();
-                return invalid(setting, format!("must be an absolute path, not `{given}`"));
+        let paths = [("state_dir", &self.state_dir), ("pin_root", &self.pin_root), ("socket", &self.socket)];
+        let cgroups = self.cgroup.iter().map(|path| ("cgroup", path));
+        let exempt = self.exempt_cgroups.iter().map(|path| ("exempt_cgroups", path));
+        for (setting, path) in paths.into_iter().chain(cgroups).chain(exempt) {
+            if !path.is_absolute() {
+                return invalid(setting, format!("must be an absolute path, not `{}`", path.display()));
             }
+        }
+        let (exempt, most) = (self.exempt_cgroups.len(), Enrolment::EXEMPT_MAX);
+        if exempt > most as usize {
+            return invalid("exempt_cgroups", format!("there can be {most}, not {exempt}: exempt a cgroup above them"));
         }
         let Capacities { frontends, services, backends, endpoints } = self.capacities;
         let capacities = [

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use agent::cli::{AgentArgs, Cli, Command, Common, Datapath, LogFormat};
+use agent::cli::{AgentArgs, Cli, Command, Common, Datapath, LogFormat, Managed};
 use agent::config::{Config, Journaling, Listen, Serving, server, socket};
 use api::access::tls::Files;
 use api::client::Server;
@@ -39,6 +39,8 @@ fn nothing_said_means_the_defaults() {
         pin_root: "/sys/fs/bpf/holdfast".into(),
         cgroup: None,
         socket: "/run/holdfast/holdfast.sock".into(),
+        managed: Managed::Cgroup,
+        exempt_cgroups: Vec::new(),
         datapath: Datapath::Kernel,
         capacities: Capacities::default(),
         verify_interval: Duration::from_mins(5),
@@ -68,6 +70,7 @@ fn the_file_that_is_delivered_says_the_defaults() {
     let mut defaults = config("", &[]).unwrap();
     // Where the default is nothing, an example stands.
     defaults.cgroup = Some("/sys/fs/cgroup/kubepods.slice".into());
+    defaults.exempt_cgroups = vec!["/sys/fs/cgroup/system.slice/dns-proxy.service".into()];
     defaults.metrics = Some(([127, 0, 0, 1], 9464).into());
     let tls = |name: &str| Path::new("/etc/holdfast/tls").join(name);
     let tls = Files { certificate: tls("tls.crt"), key: tls("tls.key"), authorities: tls("ca.crt") };
@@ -152,7 +155,7 @@ fn what_is_wrong_in_the_file_is_named_with_its_line() {
         "socket = \"/a.sock\"\nsockets = \"/b.sock\"\n",
         &[],
         &expect![
-            "DIR/agent.toml:2: unknown field `sockets`, expected one of `state_dir`, `pin_root`, `cgroup`, `socket`, `datapath`, `verify_interval`, `metrics`, `capacities`, `api`, `journal`, `log`"
+            "DIR/agent.toml:2: unknown field `sockets`, expected one of `state_dir`, `pin_root`, `cgroup`, `socket`, `datapath`, `managed`, `exempt_cgroups`, `verify_interval`, `metrics`, `capacities`, `api`, `journal`, `log`"
         ],
     );
     refused(

@@ -22,6 +22,7 @@ use crate::convert::{
 };
 use crate::filter::{ResourceFilter, encode_filter};
 use crate::journal::{EncodedRecord, JournalError, RecordsQuery, encode_query};
+use crate::namespace::Namespace;
 use crate::plan::{Plan, decode_plan};
 use crate::proto::datapath_service_client::DatapathServiceClient;
 use crate::proto::journal_service_client::JournalServiceClient;
@@ -384,6 +385,29 @@ impl Client {
         let mut client = DatapathServiceClient::new(self.channel.clone());
         let answer = client.renew_generation(proto::RenewGenerationRequest {}).await;
         Ok(answer.map_err(|status| self.error(&status))?.into_inner().generation)
+    }
+
+    /// Has the processes in a network namespace managed: its cookie, and whether they were not before.
+    pub async fn enrol_namespace(&self, namespace: &Namespace) -> Result<(u64, bool), ClientError> {
+        let mut client = DatapathServiceClient::new(self.channel.clone());
+        let request = proto::EnrolNamespaceRequest { namespace: Some(namespace.encode()) };
+        let answer = client.enrol_namespace(request).await.map_err(|status| self.error(&status))?.into_inner();
+        Ok((answer.cookie, answer.enrolled))
+    }
+
+    /// Ends that: its cookie, and whether they were managed.
+    pub async fn release_namespace(&self, namespace: &Namespace) -> Result<(u64, bool), ClientError> {
+        let mut client = DatapathServiceClient::new(self.channel.clone());
+        let request = proto::ReleaseNamespaceRequest { namespace: Some(namespace.encode()) };
+        let answer = client.release_namespace(request).await.map_err(|status| self.error(&status))?.into_inner();
+        Ok((answer.cookie, answer.released))
+    }
+
+    /// The network namespaces whose processes are managed.
+    pub async fn namespaces(&self) -> Result<Vec<proto::EnrolledNamespace>, ClientError> {
+        let mut client = DatapathServiceClient::new(self.channel.clone());
+        let answer = client.list_namespaces(proto::ListNamespacesRequest {}).await;
+        Ok(answer.map_err(|status| self.error(&status))?.into_inner().namespaces)
     }
 
     /// The records that a query names, as they come.

@@ -22,6 +22,7 @@ pub mod convert;
 pub mod filter;
 pub mod journal;
 pub mod layers;
+pub mod namespace;
 pub mod plan;
 pub mod push;
 pub mod rejection;

@@ -25,6 +25,7 @@ use crate::filter::{ListQuery, Page, decode_filter};
 use crate::journal::{EncodedRecord, JournalError, RecordsQuery, decode_query, encode_batch};
 pub use crate::layers::Limits;
 use crate::layers::{Clients, Guard, Observer, Unobserved};
+use crate::namespace::{Namespace, NamespaceError, decode_namespace};
 use crate::plan::Plan;
 use crate::proto::datapath_service_server::{DatapathService, DatapathServiceServer};
 use crate::proto::journal_service_server::{JournalService, JournalServiceServer};
@@ -129,6 +130,19 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Builds a new generation and switches to it; its name.
     fn renew_generation(&self) -> impl Future<Output = Result<String, DatapathError>> + Send;
+
+    /// Has a network namespace managed: its cookie, and whether it was not before.
+    fn enrol_namespace(&self, namespace: Namespace)
+    -> impl Future<Output = Result<(u64, bool), NamespaceError>> + Send;
+
+    /// Ends that: its cookie, and whether it was managed.
+    fn release_namespace(
+        &self,
+        namespace: Namespace,
+    ) -> impl Future<Output = Result<(u64, bool), NamespaceError>> + Send;
+
+    /// The network namespaces that are managed.
+    fn namespaces(&self) -> impl Future<Output = Result<Vec<proto::EnrolledNamespace>, NamespaceError>> + Send;
 
     /// Whether transactions are taken now. Asked often.
     fn takes_transactions(&self) -> bool;
@@ -460,6 +474,32 @@ impl<B: Backend> DatapathService for Handler<B> {
         _request: Request<proto::VerifyTablesRequest>,
     ) -> Result<Response<proto::VerifyTablesResponse>, RpcStatus> {
         self.backend.verify_tables().await.map(Response::new).map_err(|error| RpcStatus::internal(error.cause))
+    }
+
+    async fn enrol_namespace(
+        &self,
+        request: Request<proto::EnrolNamespaceRequest>,
+    ) -> Result<Response<proto::EnrolNamespaceResponse>, RpcStatus> {
+        let namespace = decode_namespace(request.into_inner().namespace)?;
+        let (cookie, enrolled) = self.backend.enrol_namespace(namespace).await.map_err(|error| error.to_status())?;
+        Ok(Response::new(proto::EnrolNamespaceResponse { cookie, enrolled }))
+    }
+
+    async fn release_namespace(
+        &self,
+        request: Request<proto::ReleaseNamespaceRequest>,
+    ) -> Result<Response<proto::ReleaseNamespaceResponse>, RpcStatus> {
+        let namespace = decode_namespace(request.into_inner().namespace)?;
+        let (cookie, released) = self.backend.release_namespace(namespace).await.map_err(|error| error.to_status())?;
+        Ok(Response::new(proto::ReleaseNamespaceResponse { cookie, released }))
+    }
+
+    async fn list_namespaces(
+        &self,
+        _request: Request<proto::ListNamespacesRequest>,
+    ) -> Result<Response<proto::ListNamespacesResponse>, RpcStatus> {
+        let namespaces = self.backend.namespaces().await.map_err(|error| error.to_status())?;
+        Ok(Response::new(proto::ListNamespacesResponse { namespaces }))
     }
 
     async fn renew_generation(

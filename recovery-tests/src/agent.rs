@@ -36,6 +36,8 @@ pub struct Settings {
     pub capacities: Capacities,
     /// Settings of the journal, as flags.
     pub journal: &'static [&'static str],
+    /// Further flags.
+    pub flags: Vec<String>,
     /// Where it is to die, and how many times it passes there before.
     pub failpoint: Option<(&'static str, u64)>,
     /// Where it is held up, and for how many milliseconds.
@@ -46,7 +48,8 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { kernel: true, capacities: SMALL, journal: &[], failpoint: None, pause: None, log: "info" }
+        let flags = Vec::new();
+        Self { kernel: true, capacities: SMALL, journal: &[], flags, failpoint: None, pause: None, log: "info" }
     }
 }
 
@@ -120,7 +123,7 @@ impl Agent {
         } else {
             command.args(["--datapath", "memory"]);
         }
-        command.args(settings.journal);
+        command.args(settings.journal).args(&settings.flags);
         let armed = settings.failpoint.map(|(name, skip)| format!("{name}={skip}"));
         let paused = settings.pause.map(|(name, milliseconds)| format!("{name}=pause:{milliseconds}"));
         let places: Vec<String> = armed.into_iter().chain(paused).collect();

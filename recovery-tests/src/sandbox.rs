@@ -130,17 +130,23 @@ impl Cgroup {
         fs::create_dir(&path)?;
         Ok(Self { path })
     }
+}
 
-    /// Kills what runs in it. Nothing can be in there but what the sandbox was asked to start.
-    fn kill_all(&self) -> io::Result<()> {
-        for line in fs::read_to_string(self.path.join("cgroup.procs"))?.lines() {
-            if let Some(pid) = line.parse().ok().and_then(Pid::from_raw) {
-                // It may have ended by itself by now.
-                let _ = kill_process(pid, Signal::KILL);
-            }
+/// Removes a cgroup, with those in it, and kills what runs there: nothing but what the sandbox was asked to start.
+fn remove(cgroup: &Path) -> io::Result<()> {
+    for line in fs::read_to_string(cgroup.join("cgroup.procs"))?.lines() {
+        if let Some(pid) = line.parse().ok().and_then(Pid::from_raw) {
+            // It may have ended by itself by now.
+            let _ = kill_process(pid, Signal::KILL);
         }
-        Ok(())
     }
+    for entry in fs::read_dir(cgroup)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove(&entry.path())?;
+        }
+    }
+    fs::remove_dir(cgroup)
 }
 
 /// Removes empty cgroups of tests that were killed, and could not do it themselves.
@@ -159,7 +165,7 @@ fn remove_abandoned(mount: &Path) -> io::Result<()> {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         let deadline = Instant::now() + Duration::from_secs(5);
-        while let Err(error) = self.kill_all().and_then(|()| fs::remove_dir(&self.path)) {
+        while let Err(error) = remove(&self.path) {
             if Instant::now() > deadline {
                 eprintln!("cannot remove {}: {error}", self.path.display());
                 return;

@@ -108,6 +108,15 @@ impl Worker {
         Self::spawn(Command::new(worker_binary()))
     }
 
+    /// Starts one by a command that becomes the program in its last arguments.
+    ///
+    /// # Panics
+    /// Likewise.
+    pub fn start_by(mut command: Command) -> Self {
+        command.arg(worker_binary());
+        Self::spawn(command)
+    }
+
     fn spawn(mut command: Command) -> Self {
         let child = command.env(WORKER, "1").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut process = Process(child.expect("the `demo` binary can be started"));

@@ -6,6 +6,7 @@ mod delete;
 mod doctor;
 mod get;
 mod journal;
+mod namespace;
 mod past;
 mod push;
 mod sources;
@@ -42,6 +43,7 @@ pub fn run(cli: Cli, started: Instant) -> Result<(), Failure> {
         Command::Status(args) => status::run(common, &args),
         Command::Journal(args) => journal::run(common, &args),
         Command::Bpf(args) => bpf::run(common, &args),
+        Command::Namespace(args) => namespace::run(common, &args),
         Command::Doctor(args) => doctor::run(common, &args),
         Command::Uninstall(args) => uninstall::run(common, &args),
         #[cfg(feature = "failpoints")]

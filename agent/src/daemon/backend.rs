@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use api::filter::{ListQuery, Page};
 use api::journal::{EncodedRecord, JournalError, RecordsQuery};
+use api::namespace::{Namespace, NamespaceError};
 use api::plan::{Effect, Plan, PlannedChange};
 use api::proto;
 use api::push::{JournalFacts, Push, Recollection, SourceState, Submitted};
@@ -25,6 +26,7 @@ use storage_schema::record::{Delta, Transaction};
 use storage_schema::resource::ResourceKey;
 use tokio::sync::Semaphore;
 
+use super::enrolment::Enrolment;
 use super::rejection::{not_durable, not_pushed};
 use super::{streams, watch};
 use crate::config::Config;
@@ -39,6 +41,8 @@ pub(super) struct Node {
     pipeline: Pipeline,
     journal: Journal,
     kernel: Option<loader::Options>,
+    /// Who is managed; `None` without a kernel.
+    enrolment: Option<Enrolment>,
     /// What a compaction keeps that does not say.
     retention: Retention,
     /// Whoever answers a question about the past holds a whole state in memory: one at a time.
@@ -52,6 +56,7 @@ impl Node {
         journal: Journal,
         pipeline: Pipeline,
         target: &Target,
+        enrolment: Option<Enrolment>,
         retention: Retention,
         ready_after: Duration,
     ) -> Self {
@@ -63,11 +68,20 @@ impl Node {
             pipeline,
             journal,
             kernel,
+            enrolment,
             retention,
             questions: Arc::new(Semaphore::new(1)),
             ready: Instant::now(),
             ready_after,
         }
+    }
+
+    pub(super) const fn enrolment(&self) -> Option<&Enrolment> {
+        self.enrolment.as_ref()
+    }
+
+    fn enrols(&self) -> Result<&Enrolment, NamespaceError> {
+        self.enrolment.as_ref().ok_or(NamespaceError::NotByNamespace("the agent has no datapath in the kernel"))
     }
 
     /// Returns when the applier has stopped by itself.
@@ -318,6 +332,18 @@ impl Backend for Node {
     async fn renew_generation(&self) -> Result<String, DatapathError> {
         let number = self.pipeline.renew().await.map_err(not_done)?;
         Ok(number.map(|number| format!("gen-{number}")).unwrap_or_default())
+    }
+
+    async fn enrol_namespace(&self, namespace: Namespace) -> Result<(u64, bool), NamespaceError> {
+        self.enrols()?.enrol(namespace).await
+    }
+
+    async fn release_namespace(&self, namespace: Namespace) -> Result<(u64, bool), NamespaceError> {
+        self.enrols()?.release(namespace).await
+    }
+
+    async fn namespaces(&self) -> Result<Vec<proto::EnrolledNamespace>, NamespaceError> {
+        self.enrols()?.namespaces().await
     }
 
     fn takes_transactions(&self) -> bool {

@@ -5,6 +5,7 @@
 //! machine (may we, and is there what we need?), the journal (is it ours and whole?), and only then the kernel's tables. A stop is the same in reverse; pins and links stay.
 
 mod backend;
+mod enrolment;
 mod metrics;
 mod rejection;
 mod streams;
@@ -27,6 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use self::backend::Node;
+use self::enrolment::Enrolment;
 use crate::cli::{Datapath, LogFormat};
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
@@ -47,13 +49,18 @@ pub fn run(config: &Config, started: Instant) -> Result<(), Failure> {
     crate::failpoints::arm()?;
     let listeners = listen(config)?;
     let target = target(config)?;
+    // Before the first program runs: whoever is exempt is so from the first connection on.
+    let enrolment = match &target {
+        Target::Kernel(options) => Some(Enrolment::begin(config, options)?),
+        Target::Memory => None,
+    };
     let mut shown = Loader::new(0);
     let journal = open_journal(config, &mut shown)?;
     let options =
         Options { target: target.clone(), limits: config.capacities, verify_interval: config.verify_interval };
     let pipeline = Pipeline::start_shown(journal.clone(), Some(shown), options)?;
     let ready_after = started.elapsed();
-    let node = Arc::new(Node::new(journal, pipeline, &target, config.journal().retention, ready_after));
+    let node = Arc::new(Node::new(journal, pipeline, &target, enrolment, config.journal().retention, ready_after));
     let runtime =
         Runtime::new().map_err(|error| Failure::new(Exit::Failure, format!("cannot start a runtime: {error}")))?;
     let outcome = runtime.block_on(serve_until_stopped(Arc::clone(&node), listeners, config));
@@ -128,6 +135,7 @@ async fn serve_until_stopped(node: Arc<Node>, listeners: Listeners, config: &Con
     });
     tokio::pin!(server);
     let resuming = tokio::spawn(Arc::clone(&node).resume_whenever_refused());
+    let enrolling = node.enrolment().cloned().map(|enrolment| tokio::spawn(enrolment.keep()));
     node.report_ready(config);
     notify_ready();
     tokio::select! {
@@ -136,6 +144,9 @@ async fn serve_until_stopped(node: Arc<Node>, listeners: Listeners, config: &Con
         name = stop_signal => tracing::info!("{name}: stopping"),
     }
     resuming.abort();
+    if let Some(enrolling) = enrolling {
+        enrolling.abort();
+    }
     node.give_up();
     drop(stop);
     match tokio::time::timeout(STOP_TIMEOUT, server).await {

@@ -8,7 +8,7 @@ use crate::{DELTAS_MAX, MESSAGE_BYTES_MAX, TEXT_BYTES_MAX, WAIT_TIMEOUT_MAX, pro
 const PROTOCOLS: [&str; 1] = ["holdfast.v1"];
 
 /// What a client may find by name here instead of by trying.
-const FEATURES: [&str; 13] = [
+const FEATURES: [&str; 14] = [
     "apply",
     "push",
     "sync",
@@ -20,6 +20,7 @@ const FEATURES: [&str; 13] = [
     "watch_records",
     "watch_state",
     "replay",
+    "namespaces",
     "health",
     "reflection",
 ];

@@ -8,6 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use api::client::Client;
 use api::filter::{ListQuery, Page};
 use api::journal::{EncodedRecord, JournalError, Position, RecordsQuery};
+use api::namespace::{Namespace, NamespaceError};
 use api::plan::{Effect, Plan, PlannedChange};
 use api::proto::verify_journal_response::Step;
 use api::push::{JournalFacts, Push, Recollection, SourceState, Submitted};
@@ -151,6 +152,18 @@ impl Backend for Fake {
 
     async fn renew_generation(&self) -> Result<String, DatapathError> {
         Err(DatapathError { cause: "no room on the BPF file system".to_owned() })
+    }
+
+    async fn enrol_namespace(&self, namespace: Namespace) -> Result<(u64, bool), NamespaceError> {
+        Err(NamespaceError::Unusable(format!("{} is not there", namespace.path().display())))
+    }
+
+    async fn release_namespace(&self, _namespace: Namespace) -> Result<(u64, bool), NamespaceError> {
+        Ok((7, false))
+    }
+
+    async fn namespaces(&self) -> Result<Vec<proto::EnrolledNamespace>, NamespaceError> {
+        Ok(vec![proto::EnrolledNamespace { cookie: 7, ..Default::default() }])
     }
 
     fn takes_transactions(&self) -> bool {

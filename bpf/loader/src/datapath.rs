@@ -12,7 +12,7 @@ use aya::maps::{Map, MapData, MapError, SkStorage};
 use aya::programs::CgroupAttachMode;
 use aya::programs::cgroup_sock_addr::CgroupSockAddr;
 use aya::programs::links::FdLink;
-use storage_schema::map::{self, Affinity, Capacities, FLOW_FINGERPRINT, Peers, Stamp};
+use storage_schema::map::{self, Affinity, Capacities, Enrolment, FLOW_FINGERPRINT, Peers, Stamp};
 
 use crate::cgroup::Cgroup;
 use crate::error::LoadError;
@@ -20,11 +20,14 @@ use crate::generation::Generation;
 use crate::hook::{HOOKS, Hook};
 use crate::sys;
 
-/// What sockets carry, and what is remembered of clients: it outlives generations, while its layout is the same.
-const FLOW: [(&str, u64); 3] = [
+/// What sockets carry, what is remembered of clients, and who is managed: it outlives generations, while its layout is the same.
+const FLOW: [(&str, u64); 6] = [
     (map::name::STAMPS, FLOW_FINGERPRINT),
     (map::name::PEERS, FLOW_FINGERPRINT),
     (map::name::AFFINITIES, Affinity::FINGERPRINT),
+    (map::name::ENROLMENT, Enrolment::FINGERPRINT),
+    (map::name::EXEMPT_CGROUPS, Enrolment::FINGERPRINT),
+    (map::name::NAMESPACES, Enrolment::FINGERPRINT),
 ];
 
 /// What the kernel's side needs to know.
@@ -132,12 +135,17 @@ impl Datapath {
         Ok(generations)
     }
 
+    /// Who is managed, as it is pinned; if it is not, everybody is.
+    pub fn enrolment(&self) -> Result<crate::Enrolment, LoadError> {
+        self.create_folders()?;
+        crate::Enrolment::open(&flow_pins(&self.pin_root))
+    }
+
     /// Creates a generation with empty maps. It is not attached, and not complete until its `control` entry says so.
     pub fn create_generation(&self, capacities: &Capacities) -> Result<Generation, LoadError> {
         self.create_folders()?;
         let newest = Generation::list(&self.pin_root)?.last().map_or(0, Generation::number);
-        let flow = FLOW.map(|(name, fingerprint)| (name, flow_path(&self.pin_root, name, fingerprint)));
-        Generation::at(&self.pin_root, newest + 1).create(&flow, capacities)
+        Generation::at(&self.pin_root, newest + 1).create(&flow_pins(&self.pin_root), capacities)
     }
 
     /// Makes every link run this generation's programs, then discards all other generations. What is as it should be is
@@ -148,8 +156,8 @@ impl Datapath {
             changed += usize::from(self.link(hook, generation)?.is_some());
         }
         self.objects = generation.objects();
-        let pins = FLOW.map(|(name, fingerprint)| flow_path(&self.pin_root, name, fingerprint));
-        self.flow = pins.into_iter().filter_map(|pin| sys::obj_get(&pin).ok().map(|storage| (pin, storage))).collect();
+        let pins = flow_pins(&self.pin_root).into_iter().map(|(_, pin)| pin);
+        self.flow = pins.filter_map(|pin| sys::obj_get(&pin).ok().map(|storage| (pin, storage))).collect();
         for other in Generation::list(&self.pin_root)? {
             if other != *generation {
                 tracing::info!(generation = other.number(), "discarding a generation that is no longer attached");
@@ -252,6 +260,11 @@ impl Datapath {
 /// Where the sockets' stamps are pinned.
 pub(crate) fn stamps_path(pin_root: &Path) -> PathBuf {
     flow_path(pin_root, map::name::STAMPS, FLOW_FINGERPRINT)
+}
+
+/// The maps that outlive generations, and where they are pinned.
+fn flow_pins(pin_root: &Path) -> [(&'static str, PathBuf); FLOW.len()] {
+    FLOW.map(|(name, fingerprint)| (name, flow_path(pin_root, name, fingerprint)))
 }
 
 /// Where a map that outlives generations is pinned.

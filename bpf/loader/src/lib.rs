@@ -28,15 +28,18 @@
 
 mod cgroup;
 mod datapath;
+mod enrolment;
 mod error;
 mod figures;
 mod generation;
 mod grace;
 mod hook;
+mod namespace;
 mod sockets;
 mod sys;
 
 pub use datapath::{Change, Datapath, Options, generations, uninstall};
+pub use enrolment::{Enrolled, Enrolment, EnrolmentError, Rules};
 pub use error::LoadError;
 pub use figures::{ProgramFigures, count_run_time};
 pub use generation::Generation;

@@ -123,6 +123,23 @@ pub(crate) fn socket_namespace(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// The cookie of the network namespace that a socket is in (`SO_NETNS_COOKIE`).
+pub(crate) fn namespace_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of_val(&cookie)).expect("a word is short");
+    // SAFETY: the option's value is a word, and that is what the pointers are to.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
 fn empty() -> bpf_attr {
     // SAFETY: the union is plain data, for which zeros are valid and mean "not given".
     unsafe { std::mem::zeroed() }

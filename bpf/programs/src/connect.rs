@@ -9,6 +9,7 @@ use decision::Verdict;
 use storage_schema::map::{FrontendKey, Stamp};
 
 use crate::call::{self, Family, Fresh, IPPROTO_TCP, IPPROTO_UDP, PROCEED, V4, V6};
+use crate::enrolment::{self, Enrolled};
 use crate::maps::{self, Maps, STAMPS};
 
 #[cgroup_sock_addr(connect4)]
@@ -27,8 +28,16 @@ fn connect<F: Family>(ctx: &SockAddrContext) -> i32 {
     if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP {
         return PROCEED;
     }
-    let Some(epoch) = maps::active_epoch() else { return PROCEED };
     let destination = call::destination::<F>(ctx, protocol);
+    match enrolment::of(ctx, &destination) {
+        Enrolled::Managed => {}
+        Enrolled::Unmanaged => {
+            forget(ctx);
+            return PROCEED;
+        }
+        Enrolled::Call => return call::refuse(),
+    }
+    let Some(epoch) = maps::active_epoch() else { return PROCEED };
     let words = Fresh::<F>::of(ctx, &destination);
     let verdict = decision::decide_with(&Maps, epoch, &destination, &words);
     words.remember(&verdict);

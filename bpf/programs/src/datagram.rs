@@ -19,6 +19,7 @@ use storage_schema::map::{FrontendKey, Peers, Stamp};
 
 use crate::call::{self, Family, Fresh, IPPROTO_UDP, PROCEED, V4, V6};
 use crate::connect::{self, led_to};
+use crate::enrolment;
 use crate::maps::{self, Maps, PEERS};
 
 #[cgroup_sock_addr(sendmsg4)]
@@ -49,10 +50,14 @@ fn send<F: Family>(ctx: &SockAddrContext) -> i32 {
     if protocol != IPPROTO_UDP {
         return PROCEED;
     }
-    let Some(epoch) = maps::active_epoch() else { return PROCEED };
     let destination = call::destination::<F>(ctx, protocol);
     // SAFETY: a helper; the verifier checks the context.
     let peers = unsafe { PEERS.get_ptr_mut(ctx) };
+    if !enrolment::manages(ctx) {
+        forget(peers, &destination);
+        return PROCEED;
+    }
+    let Some(epoch) = maps::active_epoch() else { return PROCEED };
     let last = newest(peers, |stamp| led_from(stamp, &destination));
     let words = Fresh::<F>::of(ctx, &destination);
     let verdict = decision::decide_keeping(&Maps, epoch, &destination, last, &words);

@@ -5,6 +5,7 @@
 //!
 //! * `maps.rs`: the maps, and the reader's view of them.
 //! * `call.rs`: the calls that the hooks see: whose they are, their address, the words that choose.
+//! * `enrolment.rs`: whether the process that calls is managed.
 //! * `connect.rs`: the cgroup connect hooks.
 //! * `datagram.rs`: the cgroup sendmsg and recvmsg hooks, for UDP sockets.
 //! * `peername.rs`: the cgroup getpeername hooks.
@@ -21,6 +22,7 @@ compile_error!(
 mod call;
 mod connect;
 mod datagram;
+mod enrolment;
 mod maps;
 mod peername;
 mod sockets;

@@ -24,6 +24,7 @@ pub mod affinity;
 pub mod cell;
 pub mod control;
 pub mod dump;
+pub mod enrolment;
 pub mod fingerprint;
 pub mod key;
 pub mod payload;
@@ -33,6 +34,7 @@ pub use affinity::{Affinity, AffinityKey};
 pub use cell::{Cell, NEVER, Version};
 pub use control::{Control, Head};
 pub use dump::{KernelLayout, SocketHolder, StampedSocket};
+pub use enrolment::{EnrolledNamespace, Enrolment};
 pub use key::FrontendKey;
 pub use payload::{Backend, Frontend, Node, Service};
 pub use stamp::{Peers, Stamp};
@@ -61,6 +63,12 @@ pub mod name {
     pub const PEERS: &str = "peers";
     /// Hash from [`super::AffinityKey`] to [`super::Affinity`], of the clients that came last. It outlives generations likewise.
     pub const AFFINITIES: &str = "affinities";
+    /// Array of one [`super::Enrolment`]. It outlives generations likewise.
+    pub const ENROLMENT: &str = "enrolment";
+    /// Hash from a cgroup's number to nothing: whoever is in it is not managed. It outlives generations likewise.
+    pub const EXEMPT_CGROUPS: &str = "exempt_cgroups";
+    /// Hash from a network namespace's cookie to [`super::EnrolledNamespace`]. It outlives generations likewise.
+    pub const NAMESPACES: &str = "namespaces";
 }
 
 /// Identifies this ABI: maps with another fingerprint belong to another generation.

@@ -15,7 +15,6 @@
 
 mod diag;
 mod layout;
-mod namespace;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -33,6 +32,7 @@ use zerocopy::FromBytes;
 use crate::OBJECT;
 use crate::datapath;
 use crate::error::LoadError;
+use crate::namespace;
 use crate::sys;
 
 const STAMPED_SOCKETS: &str = "hf_stamped_sockets";
@@ -231,7 +231,8 @@ impl Closer<'_> {
         let namespace = socket.namespace;
         if !self.netlinks.contains_key(&namespace) {
             let Some(opened) = self.find_namespace(socket)? else { return Err(SocketError::NoNamespace { namespace }) };
-            let netlink = namespace::netlink(&opened).map_err(|source| SocketError::Enter { namespace, source })?;
+            let netlink = namespace::inside(opened.as_fd(), diag::connect)
+                .map_err(|source| SocketError::Enter { namespace, source })?;
             self.netlinks.insert(namespace, netlink);
         }
         diag::destroy(&self.netlinks[&namespace], socket).map_err(|source| SocketError::Destroy { source })

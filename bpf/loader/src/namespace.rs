@@ -1,37 +1,48 @@
 //! Network namespaces by their inode numbers.
 //!
 //! A namespace is found by a process or thread in it, or where it is mounted (`ip netns`). One that has neither, whose
-//! sockets are held by processes that live elsewhere, is found by such a socket ([`super::Sockets`]).
+//! sockets are held by processes that live elsewhere, is found by such a socket ([`crate::Sockets`]).
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::diag;
-
 /// Opens the namespace of this number, if it is found.
-pub(super) fn open(inode: u32) -> Option<OwnedFd> {
+pub(crate) fn open(inode: u32) -> Option<OwnedFd> {
+    places().find_map(|path| open_if(&path, inode))
+}
+
+/// All that are found, each once.
+pub(crate) fn all() -> Vec<OwnedFd> {
+    let mut seen = HashSet::new();
+    let inode = |path: &Path| Some(fs::metadata(path).ok()?.ino());
+    let is_new = |path: &PathBuf| inode(path).is_some_and(|inode| seen.insert(inode));
+    places().filter(is_new).filter_map(|path| File::open(path).ok()).map(OwnedFd::from).collect()
+}
+
+/// Where namespaces can be: one may be there many times, or be of another kind.
+fn places() -> impl Iterator<Item = PathBuf> {
     let threads = || entries("/proc").filter(|path| is_number(path)).flat_map(|process| entries(process.join("task")));
     let of_processes = entries("/proc").filter(|path| is_number(path)).map(|process| process.join("ns/net"));
     let own = std::iter::once(PathBuf::from("/proc/thread-self/ns/net"));
     own.chain(of_processes)
         .chain(mounted())
         .chain(std::iter::once_with(threads).flatten().map(|thread| thread.join("ns/net")))
-        .find_map(|path| open_if(&path, inode))
 }
 
-/// A netlink socket in a namespace.
-pub(super) fn netlink(namespace: &OwnedFd) -> io::Result<OwnedFd> {
+/// Does something in a namespace. What is none of a network is refused (`EINVAL`).
+pub(crate) fn inside<T: Send>(namespace: BorrowedFd<'_>, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     // A thread of its own, as one that has entered a namespace may be unable to go back.
     thread::scope(|scope| {
         let inside = scope.spawn(|| {
-            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-            diag::connect()
+            move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))?;
+            work()
         });
         inside.join().expect("the thread does not panic")
     })
