@@ -20,7 +20,7 @@ all: target/tools/for-build ## Build target/holdfast: one static binary, the BPF
 setup: ## Install what is missing to build and test, after saying what and why.
 	@xtask/setup.sh
 
-target/tools/for-%: xtask/setup.sh Cargo.toml
+target/tools/for-%: xtask/setup.sh Cargo.toml api/examples/python/requirements.txt
 	@xtask/setup.sh $*
 
 # The test runner's summary comes last: it is what people and CI look for.

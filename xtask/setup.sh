@@ -147,6 +147,7 @@ install_packages() {
     if asked test; then
         want_command strace strace "a test watches the journal's fdatasync with it"
         want_command promtool prometheus "a test has it read the agent's metrics"
+        want_package python3-venv "the Python client of api/examples, which tests run"
     fi
     if asked lint && { [ "$host" = /usr/bin ] || [ -z "$host" ]; }; then
         want_package rustfmt-web "make lint"
@@ -212,6 +213,24 @@ install_nextest() {
     cargo_install cargo-nextest --debug --version "$NEXTEST_VERSION" --no-default-features --features default-no-update
 }
 
+# The copy of the list says that all of it is there: it is the last that is written.
+install_python_packages() {
+    asked test || return 0
+    requirements=$root/api/examples/python/requirements.txt
+    packages=$tools/python
+    if cmp -s "$requirements" "$packages/requirements.txt"; then return; fi
+    for python in /usr/bin/python3 python3; do
+        "$python" -c 'import ensurepip, venv' 2>/dev/null && break
+        python=
+    done
+    [ -n "$python" ] || fail "no Python 3 with venv and pip: the tests run the Python client of api/examples"
+    say "gRPC for Python from PyPI into target/tools/python: the Python client of api/examples"
+    rm -rf "$packages"
+    logged "$python" -m venv "$packages"
+    logged "$packages/bin/pip" install --disable-pip-version-check --no-input --requirement "$requirements"
+    cp "$requirements" "$packages/"
+}
+
 write_env() {
     {
         echo "# Written by xtask/setup.sh when it was finished; read by the Makefile."
@@ -240,5 +259,6 @@ PATH=$tools/bin:${host_first:+$host_first:}$PATH
 export PATH
 install_bpf_linker
 install_nextest
+install_python_packages
 write_env
 say "ready for $parts (host cargo in $host, BPF toolchain in $bpf)"

@@ -10,6 +10,7 @@
 //! * [`rig`]: all of it, put together for crash tests.
 //! * [`bare`]: a datapath without an agent around it, and the test process among its clients.
 //! * [`stamped`]: connections of the test process itself, with the stamps that the kernel program left on them.
+//! * [`versions`]: what a source has pushed, held against the journal.
 //! * [`seed`], [`requirements`]: how a test is replayed, and when it may be skipped.
 //!
 //! Architecture invariant: nothing in production code is there for this crate but the failpoints.
@@ -30,5 +31,6 @@ pub mod rig;
 pub mod sandbox;
 pub mod seed;
 pub mod stamped;
+pub mod versions;
 pub mod worker;
 pub mod world;

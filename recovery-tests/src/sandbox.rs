@@ -178,7 +178,7 @@ impl Drop for Cgroup {
 
 /// A child process that is killed when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Process(pub(crate) Child);
+pub struct Process(pub Child);
 
 impl Drop for Process {
     fn drop(&mut self) {

@@ -4,7 +4,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use api::client::Client;
-use api::journal::RecordsQuery;
 use api::push::outbox::Outbox;
 use api::push::{Answer, Hello};
 use rand::Rng;
@@ -12,6 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use recovery_tests::agent::{Agent, Settings};
 use recovery_tests::sandbox::Sandbox;
 use recovery_tests::seed::{Seed, count_from_environment};
+use recovery_tests::versions;
 use storage_schema::record::Delta;
 use storage_schema::resource::{Resource, Service};
 
@@ -63,7 +63,7 @@ fn each_version_is_journaled_once_and_in_order_whatever_is_killed() {
         let client = connect(&sandbox.socket()).await;
         let last = outbox.next_version() - 1;
         push_the_rest(&client, &mut outbox, &mut seen).await;
-        check(&client, last, &mut seen).await;
+        versions::check(&client, "cp", last, &seen.acked, deltas).await;
     });
     assert!(agent.terminate().success());
     let Seen { acked, recovered, again } = &seen;
@@ -137,27 +137,4 @@ fn note(outbox: &mut Outbox, seen: &mut Seen, answer: &Answer) {
 fn deltas(version: u64) -> Vec<Delta> {
     let name = format!("mesh/s{}", version % 13);
     vec![Delta::Upsert(Resource::Service(Service { name, hostname: version.to_string(), ..Service::default() }))]
-}
-
-/// Versions 1 to `last`, each once, in order; and every ack names the record that holds its version.
-async fn check(client: &Client, last: u64, seen: &mut Seen) {
-    let query = RecordsQuery { follow: true, ..RecordsQuery::default() };
-    let mut batches = Box::pin(client.records(&query).await.expect("the journal can be read"));
-    let mut expected = 1;
-    let mut lsns = Vec::new();
-    while expected <= last {
-        let batch = tokio_stream::StreamExt::next(&mut batches).await.expect("it follows").expect("it is readable");
-        for record in batch {
-            let transaction = record.decode().expect("it is readable").transaction;
-            assert_eq!(transaction.origin.version, Some(expected), "record {}", record.lsn);
-            assert_eq!(transaction.deltas, deltas(expected));
-            lsns.push(record.lsn.0);
-            expected += 1;
-        }
-    }
-    let durable = client.status().await.expect("it answers").durable_lsn;
-    assert_eq!(lsns.len() as u64, durable.0, "there is nothing else");
-    for (version, lsn) in &seen.acked {
-        assert_eq!(lsns[usize::try_from(*version).expect("it is small") - 1], *lsn, "the ack of version {version}");
-    }
 }
