@@ -53,6 +53,7 @@ fn expected(
     json!({
         "name": name, "connected": connected, "lastVersion": version, "incarnation": incarnation, "lastLsn": lsn,
         "services": services, "workloads": workloads, "nodes": 0,
+        "ttlSeconds": null, "expiresInSeconds": null, "expired": false,
     })
 }
 

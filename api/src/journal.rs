@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use storage_schema::codec::{DecodeError, decode_record, hash_record};
 use storage_schema::id::{Lsn, RecordHash};
-use storage_schema::record::{Cause, Drained, Event, Record};
+use storage_schema::record::{Cause, Drained, Event, Lease, Record};
 use storage_schema::resource::Kind;
 use tonic::Code;
 use tonic::codegen::Bytes;
@@ -253,6 +253,10 @@ fn encode_event(event: Event) -> proto::Event {
         Event::Drained(Drained { service, workload, mode, closed, reselected }) => {
             let mode = encode_drain_mode(mode).into();
             proto::event::Event::Drained(proto::Drained { service, workload, mode, closed, reselected })
+        }
+        Event::Leased(Lease { ttl_seconds }) => {
+            let ttl = (ttl_seconds > 0).then(|| prost_types::Duration { seconds: ttl_seconds.into(), nanos: 0 });
+            proto::event::Event::Leased(proto::Leased { ttl })
         }
     };
     proto::Event { event: Some(event) }

@@ -33,6 +33,7 @@ use crate::proto::push_service_server::PushServiceServer;
 use crate::proto::replay_service_server::ReplayServiceServer;
 use crate::proto::resource_service_server::{ResourceService, ResourceServiceServer};
 use crate::proto::status_service_server::{StatusService, StatusServiceServer};
+use crate::push::lease::{self, Leases};
 use crate::push::{JournalFacts, Push, Recollection, Seats, SourceState, Submitted};
 use crate::rejection::{Rejection, Violation, Violations};
 use crate::replay::{Question, StateQuery};
@@ -61,6 +62,13 @@ pub trait Backend: Send + Sync + 'static {
 
     /// What the journal has of a source, with everything that was submitted.
     fn source(&self, name: &str) -> Option<SourceState>;
+
+    /// All sources of which the journal says that what they own does not stay when they are gone.
+    fn leased(&self) -> Vec<(String, SourceState)>;
+
+    /// Removes what a source owns, as it is gone, if this is still its newest incarnation; how many resources that were. Returns
+    /// once it is durable.
+    fn expire(&self, source: &str, incarnation: u64) -> impl Future<Output = Result<u64, Rejection>> + Send;
 
     /// Up to `limit` sources whose names come after `after`.
     fn sources(
@@ -227,7 +235,9 @@ pub async fn serve<B: Backend>(
     watching.spawn(health::keep_up_to_date(reporter, Arc::clone(&backend)));
     let (stop_streams, stopping) = watch::channel(false);
     let syncs = Arc::new(Semaphore::new(SYNCS_MAX));
-    let handler = Handler { backend, limits, seats: Arc::default(), syncs, stopping };
+    let (seats, leases) = (Arc::<Seats>::default(), Arc::new(Leases::new()));
+    watching.spawn(lease::watch_over(Arc::clone(&backend), Arc::clone(&seats), Arc::clone(&leases)));
+    let handler = Handler { backend, limits, seats, syncs, leases, stopping };
     let stop = async move {
         stop.await;
         stop_streams.send_replace(true);
@@ -280,6 +290,8 @@ pub(crate) struct Handler<B> {
     pub(crate) seats: Arc<Seats>,
     /// Syncs that are gathered at a time; more wait.
     pub(crate) syncs: Arc<Semaphore>,
+    /// When sources were there.
+    pub(crate) leases: Arc<Leases>,
     /// Turns true when streams are to end.
     pub(crate) stopping: watch::Receiver<bool>,
 }
@@ -291,6 +303,7 @@ impl<B> Clone for Handler<B> {
             limits: self.limits,
             seats: Arc::clone(&self.seats),
             syncs: Arc::clone(&self.syncs),
+            leases: Arc::clone(&self.leases),
             stopping: self.stopping.clone(),
         }
     }

@@ -1,5 +1,7 @@
 //! Who pushes, and what is theirs.
 
+use std::time::Duration;
+
 use storage_schema::id::Lsn;
 
 use crate::journal::{decode_time, encode_time};
@@ -35,11 +37,15 @@ pub struct ListedSource {
     pub source: Source,
     /// Whether it has a stream open.
     pub connected: bool,
+    /// If it has none, and what it owns does not stay for ever: after which time that expires.
+    pub expires_in: Option<Duration>,
 }
 
-pub(crate) fn encode_source(source: Source, connected: bool) -> proto::Source {
+pub(crate) fn encode_source(listed: ListedSource) -> proto::Source {
+    let ListedSource { source, connected, expires_in } = listed;
     let Source { name, state, last_wall_ns, owned: [services, workloads, nodes] } = source;
-    let SourceState { incarnation, last_version, last_lsn } = state;
+    let SourceState { incarnation, last_version, last_lsn, ttl, expired } = state;
+    let encode = |duration: Duration| duration.try_into().ok();
     proto::Source {
         name,
         incarnation,
@@ -50,13 +56,30 @@ pub(crate) fn encode_source(source: Source, connected: bool) -> proto::Source {
         workloads,
         nodes,
         connected,
+        ttl: ttl.and_then(encode),
+        expires_in: expires_in.and_then(encode),
+        expired,
     }
 }
 
 pub(crate) fn decode_source(source: proto::Source) -> ListedSource {
-    let proto::Source { name, incarnation, last_version, last_lsn, last_time, services, workloads, nodes, connected } =
-        source;
-    let state = SourceState { incarnation, last_version, last_lsn: Lsn(last_lsn) };
+    let proto::Source {
+        name,
+        incarnation,
+        last_version,
+        last_lsn,
+        last_time,
+        services,
+        workloads,
+        nodes,
+        connected,
+        ttl,
+        expires_in,
+        expired,
+    } = source;
+    let decode = |duration: prost_types::Duration| Duration::try_from(duration).ok();
+    let state = SourceState { incarnation, last_version, last_lsn: Lsn(last_lsn), ttl: ttl.and_then(decode), expired };
     let last_wall_ns = last_time.as_ref().and_then(decode_time);
-    ListedSource { source: Source { name, state, last_wall_ns, owned: [services, workloads, nodes] }, connected }
+    let source = Source { name, state, last_wall_ns, owned: [services, workloads, nodes] };
+    ListedSource { source, connected, expires_in: expires_in.and_then(decode) }
 }

@@ -86,17 +86,31 @@ impl Model {
     pub fn complete_sync(&self, sync: &mut Transaction) {
         let Some(owner) = self.owners.find(&sync.origin.source) else { return };
         let sent: BTreeSet<ResourceId> = sync.deltas.iter().map(|delta| ResourceId::of(&delta.key())).collect();
-        let gone = |id: &ResourceId, of: Owner| of == owner && !sent.contains(id);
-        let services = self.services.iter().filter(|(id, service)| gone(id, service.owner));
-        let workloads = self.workloads.iter().filter(|(id, workload)| gone(id, workload.owner));
-        let mut removed: Vec<ResourceKey> = services
-            .map(|(_, service)| ResourceKey::new(Kind::Service, &*service.name))
-            .chain(workloads.map(|(_, workload)| ResourceKey::new(Kind::Workload, &*workload.uid)))
+        let gone = self.owned_by(owner).into_iter().filter(|key| !sent.contains(&ResourceId::of(key)));
+        sync.deltas.extend(gone.map(Delta::Remove));
+    }
+
+    /// Removals of what a source owns. A service that workloads of others back stays: they may have nothing else.
+    pub fn expiry(&self, source: &str) -> Vec<Delta> {
+        let Some(owner) = self.owners.find(source) else { return Vec::new() };
+        let is_needed = |key: &ResourceKey| {
+            key.kind == Kind::Service && self.members(ResourceId::of(key)).any(|(_, workload)| workload.owner != owner)
+        };
+        self.owned_by(owner).into_iter().filter(|key| !is_needed(key)).map(Delta::Remove).collect()
+    }
+
+    /// What a source owns, in order.
+    fn owned_by(&self, owner: Owner) -> Vec<ResourceKey> {
+        let services = self.services.values().filter(|service| service.owner == owner);
+        let workloads = self.workloads.values().filter(|workload| workload.owner == owner);
+        let node = self.node.iter().filter(|node| node.owner == owner);
+        let mut owned: Vec<ResourceKey> = services
+            .map(|service| ResourceKey::new(Kind::Service, &*service.name))
+            .chain(workloads.map(|workload| ResourceKey::new(Kind::Workload, &*workload.uid)))
+            .chain(node.map(|node| ResourceKey::new(Kind::Node, &*node.name)))
             .collect();
-        let node = self.node.iter().map(|node| (ResourceKey::new(Kind::Node, &*node.name), node.owner));
-        removed.extend(node.filter(|(key, of)| gone(&ResourceId::of(key), *of)).map(|(key, _)| key));
-        removed.sort_unstable();
-        sync.deltas.extend(removed.into_iter().map(Delta::Remove));
+        owned.sort_unstable();
+        owned
     }
 
     /// Which source a resource belongs to; `None` if it is not there, or nobody knows.

@@ -11,12 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use journal::{Ack, AppendError, Journal, OriginError, OriginState, Receipt, ResumeError, Watermarks};
+use journal::{Ack, AppendError, Journal, OriginError, OriginState, Permit, Receipt, ResumeError, Watermarks};
 use storage_schema::codec::encode_record;
 use storage_schema::id::{BootId, Lsn, RecordHash};
 use storage_schema::map::Capacities;
 use storage_schema::precondition::Precondition;
-use storage_schema::record::{Cause, Record, Transaction};
+use storage_schema::record::{Cause, Origin, Record, Transaction};
 use storage_schema::resource::Kind;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -87,7 +87,7 @@ impl Pending {
         self.duplicate
     }
 
-    /// Of a sync: how many resources it removes.
+    /// Of a sync or an expiry: how many resources it removes.
     pub const fn removed(&self) -> u64 {
         self.removed
     }
@@ -311,18 +311,26 @@ impl Pipeline {
             admission.loaded().complete_sync(&mut transaction);
         }
         let removed = (transaction.deltas.len() - sent) as u64;
-        let admitted = admission.loaded().admit(&transaction, &self.shared.limits)?;
-        match permit.submit(transaction) {
-            Ok(submitted) => {
-                admission.loaded().journaled(&admitted, submitted.lsn);
-                admission.queue.push_back((submitted.lsn, admitted.changes));
-                Ok(Pending { ack: submitted.ack, duplicate: false, removed })
-            }
-            Err(error) => {
-                admission.loaded().revert(admitted);
-                Err(error.into())
-            }
+        let ack = admission.submit(permit, transaction, &self.shared.limits)?;
+        Ok(Pending { ack, duplicate: false, removed })
+    }
+
+    /// Removes what a source owns ([`Model::expiry`]), as one record in its name with the cause [`Cause::Expiry`]. `None` if
+    /// there is nothing to remove. It is refused if a newer `incarnation` has written.
+    pub async fn expire(&self, source: &str, incarnation: u64) -> Result<Option<Pending>, PushError> {
+        self.loaded().await?;
+        let permit = self.shared.journal.reserve().await?;
+        let mut admission = self.shared.admission();
+        let origin = Origin { source: source.to_owned(), incarnation, version: None };
+        self.shared.journal.origin(&origin)?;
+        let deltas = admission.loaded().expiry(source);
+        if deltas.is_empty() {
+            return Ok(None);
         }
+        let removed = deltas.len() as u64;
+        let transaction = Transaction { cause: Cause::Expiry, ..Transaction::push(origin, deltas) };
+        let ack = admission.submit(permit, transaction, &self.shared.limits)?;
+        Ok(Some(Pending { ack, duplicate: false, removed }))
     }
 
     /// Checks a transaction as [`Pipeline::push_if`] does, and changes nothing.
@@ -539,6 +547,22 @@ impl Drop for Pipeline {
 }
 
 impl Admission {
+    /// Checks a transaction, gives it its number and queues its changes. Nothing has changed if that fails.
+    fn submit(&mut self, permit: Permit, transaction: Transaction, limits: &Capacities) -> Result<Ack, PushError> {
+        let admitted = self.loaded().admit(&transaction, limits)?;
+        match permit.submit(transaction) {
+            Ok(submitted) => {
+                self.loaded().journaled(&admitted, submitted.lsn);
+                self.queue.push_back((submitted.lsn, admitted.changes));
+                Ok(submitted.ack)
+            }
+            Err(error) => {
+                self.loaded().revert(admitted);
+                Err(error.into())
+            }
+        }
+    }
+
     /// The model, for those who have waited for it.
     fn loaded(&mut self) -> &mut Model {
         self.model.as_mut().expect("nothing is admitted or applied before the state is loaded")

@@ -279,3 +279,22 @@ fn a_sync_removes_what_its_source_owns_and_does_not_name() {
     model.admit(&nothing, &CAPACITIES).expect("it fits");
     assert!(matches!(model.admit(&by("a", Vec::new()), &CAPACITIES), Err(Rejection::Empty)));
 }
+
+#[test]
+fn an_expiry_removes_what_its_source_owns_but_what_others_need() {
+    let mut model = Model::default();
+    model.admit(&by("a", shop()), &CAPACITIES).expect("the shop fits");
+    let own = Service { name: "shop/own".to_owned(), ..Service::default() };
+    model.admit(&by("a", vec![Delta::Upsert(Resource::Service(own))]), &CAPACITIES).expect("it fits");
+    model.admit(&by("b", vec![workload("web-2", "shop/web")]), &CAPACITIES).expect("it fits");
+    assert_eq!(model.expiry("nobody"), []);
+    let everything = model.expiry("a");
+    let web = ResourceKey::new(Kind::Service, "shop/web");
+    assert!(!everything.contains(&Delta::Remove(web.clone())), "b's workload backs it: {everything:?}");
+    let expiry = |deltas| Transaction { cause: Cause::Expiry, ..by("a", deltas) };
+    model.admit(&expiry(everything), &CAPACITIES).expect("nothing is left without what it needs");
+    assert_eq!(model.owned().remove("a").map(|counts| counts.iter().sum()), Some(1));
+    assert_eq!(model.expiry("a"), []);
+    model.admit(&by("b", vec![remove(Kind::Workload, "web-2")]), &CAPACITIES).expect("it is b's");
+    assert_eq!(model.expiry("a"), [Delta::Remove(web)]);
+}

@@ -397,7 +397,7 @@ impl Intake {
             let stored = self.stored.borrow();
             (stored.lsn, stored.bytes)
         };
-        queue.sources.note(&record.transaction.origin, &known, stored_lsn, self.limits.receipts_per_source);
+        queue.sources.note(&record.transaction, &known, stored_lsn, self.limits.receipts_per_source);
         let appended_bytes = self.appended_bytes.fetch_add(body.len() as u64, Ordering::AcqRel) + body.len() as u64;
         // Well before anybody has to wait for it.
         let lag = appended_bytes.saturating_sub(stored_bytes);

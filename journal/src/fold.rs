@@ -83,16 +83,15 @@ impl Batch {
     /// Notes who has pushed the record, and its receipt.
     fn note_origin(&mut self, archived: &ArchivedRecord, lsn: Lsn, receipts_per_source: usize) {
         let origin = &archived.transaction.origin;
-        let version = origin.version.as_ref().map(|version| version.to_native());
-        let state = SourceState { incarnation: origin.incarnation.to_native(), last_version: version, last_lsn: lsn };
+        let state = SourceState::of_archived(&archived.transaction, lsn);
         let name = origin.source.as_str();
         if !self.sources.contains_key(name) {
             self.sources.insert(name.to_owned(), SourceBatch { state, receipts: VecDeque::new() });
         }
         let source = self.sources.get_mut(name).expect("one was there or was made");
-        source.state = SourceState { last_version: version.or(source.state.last_version), ..state };
+        source.state = state.after(source.state);
         self.last_source.clear();
-        if let Some(version) = version {
+        if let Some(version) = state.last_version {
             if source.receipts.len() >= receipts_per_source {
                 source.receipts.pop_front();
             }

@@ -7,15 +7,15 @@
 use std::collections::{HashMap, VecDeque};
 
 use storage_schema::id::{Lsn, RecordHash};
-use storage_schema::record::{ArchivedOrigin, Origin};
+use storage_schema::record::{ArchivedCause, ArchivedEvent, ArchivedTransaction, Cause, Event, Origin, Transaction};
 use tokio::sync::watch;
 
 use crate::append::{Ack, Outcome};
 use crate::error::{AppendError, OriginError, ReadError};
 use crate::read::Records;
 
-/// What is known about a source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What is known about a source, or what some of its records say about it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SourceState {
     /// The newest life of it that has written.
     pub incarnation: u64,
@@ -23,12 +23,62 @@ pub struct SourceState {
     pub last_version: Option<u64>,
     /// The last record it wrote.
     pub last_lsn: Lsn,
+    /// How many seconds what it owns stays when it is gone, as it has said last; 0, or if it has never said: for ever.
+    pub ttl_seconds: Option<u32>,
+    /// Whether what it owned has expired since it said all that it has, in a sync; `None`: neither has happened.
+    pub expired: Option<bool>,
 }
 
 impl SourceState {
-    /// A later state: without a version of its own it keeps the one before.
-    fn after(self, before: Self) -> Self {
-        Self { last_version: self.last_version.or(before.last_version), ..self }
+    /// What a record says of its source.
+    pub(crate) fn of(transaction: &Transaction, lsn: Lsn) -> Self {
+        let Origin { source: _, incarnation, version } = transaction.origin;
+        let ttl_seconds = match transaction.event {
+            Some(Event::Leased(lease)) => Some(lease.ttl_seconds),
+            Some(Event::Drained(_)) | None => None,
+        };
+        let expired = match transaction.cause {
+            Cause::Expiry => Some(true),
+            Cause::Sync => Some(false),
+            Cause::Push | Cause::Agent => None,
+        };
+        Self { incarnation, last_version: version, last_lsn: lsn, ttl_seconds, expired }
+    }
+
+    /// The same, of a record as it is stored.
+    pub(crate) fn of_archived(transaction: &ArchivedTransaction, lsn: Lsn) -> Self {
+        let origin = &transaction.origin;
+        let ttl_seconds = match transaction.event.as_ref() {
+            Some(ArchivedEvent::Leased(lease)) => Some(lease.ttl_seconds.to_native()),
+            Some(ArchivedEvent::Drained(_)) | None => None,
+        };
+        let expired = match transaction.cause {
+            ArchivedCause::Expiry => Some(true),
+            ArchivedCause::Sync => Some(false),
+            ArchivedCause::Push | ArchivedCause::Agent => None,
+        };
+        let last_version = origin.version.as_ref().map(|version| version.to_native());
+        Self { incarnation: origin.incarnation.to_native(), last_version, last_lsn: lsn, ttl_seconds, expired }
+    }
+
+    /// A later state: what it says nothing about is as it was.
+    pub(crate) fn after(self, before: Self) -> Self {
+        Self {
+            last_version: self.last_version.or(before.last_version),
+            ttl_seconds: self.ttl_seconds.or(before.ttl_seconds),
+            expired: self.expired.or(before.expired),
+            ..self
+        }
+    }
+
+    /// After how many seconds without its source what it owns expires; `None`: never.
+    pub fn expires_after_seconds(&self) -> Option<u32> {
+        self.ttl_seconds.filter(|ttl_seconds| *ttl_seconds > 0)
+    }
+
+    /// Whether what it owned has expired, and it has not said since what it has.
+    pub fn has_expired(&self) -> bool {
+        self.expired == Some(true)
     }
 }
 
@@ -49,9 +99,8 @@ impl Behind {
         while let Some(record) = records.next_encoded() {
             let record = record?.into_inner();
             let archived = record.access().map_err(|source| ReadError::Undecodable { lsn: record.lsn, source })?;
-            let ArchivedOrigin { source: name, incarnation, version } = &archived.transaction.origin;
-            let last_version = version.as_ref().map(|version| version.to_native());
-            let state = SourceState { incarnation: incarnation.to_native(), last_version, last_lsn: record.lsn };
+            let name = &archived.transaction.origin.source;
+            let state = SourceState::of_archived(&archived.transaction, record.lsn);
             match behind.sources.get_mut(name.as_str()) {
                 Some(source) => *source = state.after(*source),
                 None => drop(behind.sources.insert(name.as_str().to_owned(), state)),
@@ -167,8 +216,14 @@ impl Sources {
     }
 
     /// Notes a push that has got its number.
-    pub(crate) fn note(&mut self, origin: &Origin, known: &Known, stored_lsn: Lsn, receipts_per_source: usize) {
-        let state = SourceState { incarnation: origin.incarnation, last_version: origin.version, last_lsn: known.lsn };
+    pub(crate) fn note(
+        &mut self,
+        transaction: &Transaction,
+        known: &Known,
+        stored_lsn: Lsn,
+        receipts_per_source: usize,
+    ) {
+        let (state, origin) = (SourceState::of(transaction, known.lsn), &transaction.origin);
         let source = match self.0.get_mut(&origin.source) {
             Some(source) => source,
             None => self.0.entry(origin.source.clone()).or_insert(Source { state, recent: VecDeque::new() }),
@@ -194,6 +249,10 @@ mod tests {
         Origin { source: "cp".to_owned(), incarnation, version: version.into() }
     }
 
+    fn pushed(incarnation: u64, version: impl Into<Option<u64>>) -> Transaction {
+        Transaction::push(origin(incarnation, version), Vec::new())
+    }
+
     fn known(lsn: u64) -> Known {
         Known { lsn: Lsn(lsn), hash: RecordHash::default(), outcome: watch::channel(Outcome::Pending).1 }
     }
@@ -211,30 +270,52 @@ mod tests {
     fn versions_are_recognised_refused_and_forgotten() {
         let mut sources = Sources::default();
         assert_eq!(standing(&sources, &origin(1, 5)), Ok(None));
-        sources.note(&origin(1, 5), &known(1), Lsn::ZERO, 10);
-        sources.note(&origin(1, 7), &known(2), Lsn::ZERO, 10);
+        sources.note(&pushed(1, 5), &known(1), Lsn::ZERO, 10);
+        sources.note(&pushed(1, 7), &known(2), Lsn::ZERO, 10);
         assert_eq!(standing(&sources, &origin(1, 5)), Ok(Some(1)));
         assert_eq!(standing(&sources, &origin(1, 6)), Err(7));
         assert_eq!(standing(&sources, &origin(1, 8)), Ok(None));
         assert!(matches!(sources.admit(&origin(1, 7)), Err(AppendError::Repeated { version: 7, .. })));
         // Once the store has it, the store is asked.
-        sources.note(&origin(1, 9), &known(3), Lsn(2), 10);
+        sources.note(&pushed(1, 9), &known(3), Lsn(2), 10);
         assert_eq!(standing(&sources, &origin(1, 7)), Err(9));
     }
 
     #[test]
     fn unnumbered_pushes_keep_the_last_version() {
         let mut sources = Sources::default();
-        sources.note(&origin(1, 5), &known(1), Lsn::ZERO, 10);
-        sources.note(&origin(1, None), &known(2), Lsn::ZERO, 10);
+        sources.note(&pushed(1, 5), &known(1), Lsn::ZERO, 10);
+        sources.note(&pushed(1, None), &known(2), Lsn::ZERO, 10);
         let state = sources.state("cp").unwrap();
         assert_eq!((state.last_version, state.last_lsn), (Some(5), Lsn(2)));
     }
 
     #[test]
+    fn what_a_record_says_nothing_about_is_as_it_was() {
+        let mut sources = Sources::default();
+        let leased = Event::Leased(storage_schema::record::Lease { ttl_seconds: 30 });
+        let leased = Transaction { event: Some(leased), ..pushed(1, None) };
+        let caused = |cause| Transaction { cause, ..pushed(1, None) };
+        let expected = [
+            (pushed(1, 5), (None, false)),
+            (leased, (Some(30), false)),
+            (pushed(1, 6), (Some(30), false)),
+            (caused(Cause::Expiry), (Some(30), true)),
+            (pushed(1, 7), (Some(30), true)),
+            (caused(Cause::Sync), (Some(30), false)),
+        ];
+        for (lsn, (transaction, expected)) in (1..).zip(expected) {
+            sources.note(&transaction, &known(lsn), Lsn::ZERO, 10);
+            let state = sources.state("cp").unwrap();
+            assert_eq!((state.expires_after_seconds(), state.has_expired()), expected, "{transaction:?}");
+        }
+        assert_eq!(sources.state("cp").unwrap().last_version, Some(7));
+    }
+
+    #[test]
     fn an_older_incarnation_is_fenced_off() {
         let mut sources = Sources::default();
-        sources.note(&origin(2, 5), &known(1), Lsn::ZERO, 10);
+        sources.note(&pushed(2, 5), &known(1), Lsn::ZERO, 10);
         assert!(matches!(sources.standing(&origin(1, 6)), Err(OriginError::Fenced { given: 1, current: 2, .. })));
         assert_eq!(standing(&sources, &origin(3, 6)), Ok(None));
         assert_eq!(standing(&sources, &origin(3, 5)), Ok(Some(1)), "versions outlive a life");

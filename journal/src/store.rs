@@ -45,7 +45,7 @@
 //! |---|---|---|
 //! | `resources` | kind, name | LSN of the last change (8), length (4), the first 4096 bytes of what is stored: the length of the owner's name (2), the name, the encoded resource |
 //! | `overflow` | kind, name, `0xff`, number (2, big endian) | the following 4096 bytes |
-//! | `sources` | name | incarnation (8), has a version (1), last version (8), last LSN (8), receipts kept (8) |
+//! | `sources` | name | incarnation (8), has a version (1), last version (8), last LSN (8), receipts kept (8); and if it has ever said so what is known (1: bit 0, how long what it owns stays; bit 1, whether it has expired, which is bit 2), seconds that it stays (4) |
 //! | `receipts` | source, `0xff`, first version (8, big endian) | up to 64 of: version (8), LSN (8), hash (32), wall clock at the append (8) |
 //! | `meta` | `state` | layout (4), schema of the resources (4), store id (16), head: LSN (8), hash (32), touched: LSN (8), hash (32), digest (16), number of resources (8), and what each announced write adds to the digest (16) |
 //!

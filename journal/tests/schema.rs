@@ -25,7 +25,7 @@ use storage_schema::codec::{
     SCHEMA_VERSION, decode_record, encode_record, encode_record_in, encode_resource, hash_record, version_of,
 };
 use storage_schema::id::{Lsn, RecordHash};
-use storage_schema::record::{Cause, Delta, Drained, Event, Transaction};
+use storage_schema::record::{Cause, Delta, Drained, Event, Lease, Transaction};
 use storage_schema::resource::{Affinity, DrainMode, Kind, LoadBalancing, Policy, ResourceKey, Service};
 
 /// What the last build of an older version has left behind.
@@ -209,7 +209,12 @@ fn a_state_directory_of_an_older_schema_is_read() {
             assert_eq!(archived.received_wall_ns.is_some(), version == 2);
             assert!(!archived.transaction.take_over && archived.transaction.event.is_none());
         }
-        let state = |incarnation, last_version, last_lsn| SourceState { incarnation, last_version, last_lsn };
+        let state = |incarnation, last_version, last_lsn| SourceState {
+            incarnation,
+            last_version,
+            last_lsn,
+            ..SourceState::default()
+        };
         let sources = [
             ("cli".to_owned(), state(0, None, Lsn(12))),
             ("istiod".to_owned(), state(2, Some(past.last_version), last)),
@@ -321,20 +326,33 @@ fn what_is_new_is_exported_and_imported() {
     let cart = Service { load_balancing: balanced, all_ports: true, ..service("shop/cart") };
     let taken = Transaction { cause: Cause::Sync, take_over: true, ..transaction("b", None, vec![upsert(cart)]) };
     let told = Transaction { cause: Cause::Agent, event: Some(event), ..transaction("holdfast", None, vec![]) };
-    for transaction in [&taken, &told] {
+    let leased = Event::Leased(Lease { ttl_seconds: 30 });
+    let leased = Transaction { event: Some(leased), ..transaction("b", None, vec![]) };
+    for transaction in [&taken, &told, &leased] {
         let submitted = journal.blocking_reserve().unwrap().submit(transaction.clone()).unwrap();
         submitted.ack.blocking_wait().unwrap();
     }
     let mut export = Vec::new();
-    journal::export_jsonl(&mut journal.read_from(Lsn(1)).unwrap(), Lsn(2), &mut export).unwrap();
+    journal::export_jsonl(&mut journal.read_from(Lsn(1)).unwrap(), Lsn(3), &mut export).unwrap();
     let text = String::from_utf8(export.clone()).unwrap();
     assert!(text.contains(r#""cause":"sync","takeOver":true,"deltas":[{"upsert""#), "{text}");
     let event = r#""cause":"agent","deltas":[],"event":{"drained":{"service":"shop/cart","workload":"c//Pod/shop/cart-1","mode":"graceful","closed":3,"reselected":0}}"#;
     assert!(text.contains(event), "{text}");
+    assert!(text.contains(r#""deltas":[],"event":{"leased":{"ttlSeconds":30}}"#), "{text}");
     let read: Vec<EncodedRecord> = journal::read_jsonl(&export[..]).collect::<Result<_, _>>().unwrap();
     assert_eq!(read, records(&journal));
     assert_eq!(read[0].decode().unwrap().transaction, taken);
     assert_eq!(read[1].decode().unwrap().transaction, told);
+    assert_eq!(read[2].decode().unwrap().transaction, leased);
+
+    // What the records say of their sources is in checkpoints as well.
+    let known = journal.sources();
+    assert_eq!((known[0].1.ttl_seconds, known[0].1.expired), (Some(30), Some(false)));
+    journal.checkpoint().unwrap();
+    drop(journal);
+    fs::remove_dir_all(state(&dir).join("store")).unwrap();
+    let journal = open(&dir);
+    assert_eq!((journal.open_report().folded, journal.sources()), (0, known));
 }
 
 #[test]

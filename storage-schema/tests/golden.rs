@@ -10,7 +10,7 @@ use storage_schema::codec::{
     upcast_record, upcast_resource, version_of,
 };
 use storage_schema::id::{BootId, Lsn, RecordHash};
-use storage_schema::record::{Cause, Delta, Drained, Event, Origin, Record, Transaction};
+use storage_schema::record::{Cause, Delta, Drained, Event, Lease, Origin, Record, Transaction};
 use storage_schema::resource::{
     Affinity, Backing, Dns, Drain, DrainMode, Kind, LoadBalancing, Locality, LocalityMode, LocalityPreference,
     LocalityScope, NoEndpoints, Node, Policy, PortOverride, Protocol, Resource, ResourceKey, Service, ServicePort,
@@ -192,6 +192,11 @@ fn event_record() -> Record {
     record_of(Transaction { cause: Cause::Agent, event: Some(event), ..Transaction::push(origin, Vec::new()) })
 }
 
+fn lease_record() -> Record {
+    let event = Some(Event::Leased(Lease { ttl_seconds: 30 }));
+    record_of(Transaction { event, ..Transaction::push(bare_record().transaction.origin, Vec::new()) })
+}
+
 #[test]
 fn records_are_encoded_as_ever() {
     for (version, name, record) in [
@@ -201,6 +206,7 @@ fn records_are_encoded_as_ever() {
         (3, "record-bare", bare_record()),
         (3, "record", record()),
         (3, "record-event", event_record()),
+        (3, "record-lease", lease_record()),
     ] {
         let encoded = encode_record_in(version, record.clone()).unwrap();
         let golden = golden(version, name, &encoded);

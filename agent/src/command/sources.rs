@@ -20,7 +20,7 @@ pub(super) fn run(common: &Common, args: &PrintArgs) -> Result<(), Failure> {
             String::new()
         }
         Output::Table => output::table(
-            ["NAME", "CONNECTED", "VERSION", "INCARNATION", "LSN", "TIME", "SERVICES", "WORKLOADS", "NODES"],
+            ["NAME", "CONNECTED", "VERSION", "INCARNATION", "LSN", "TIME", "SERVICES", "WORKLOADS", "NODES", "EXPIRES"],
             sources.iter().map(row),
         ),
         Output::Json => output::json(&values()),
@@ -28,9 +28,15 @@ pub(super) fn run(common: &Common, args: &PrintArgs) -> Result<(), Failure> {
     })
 }
 
-fn row(ListedSource { source, connected }: &ListedSource) -> [Cell; 9] {
+fn row(ListedSource { source, connected, expires_in }: &ListedSource) -> [Cell; 10] {
     let Source { name, state, last_wall_ns, owned: [services, workloads, nodes] } = source;
-    let SourceState { incarnation, last_version, last_lsn } = state;
+    let SourceState { incarnation, last_version, last_lsn, ttl, expired } = state;
+    let expires = match (ttl, expires_in) {
+        _ if *expired => "expired".to_owned(),
+        (_, Some(left)) => format!("in {} s", left.as_secs()),
+        (Some(ttl), None) => format!("{} s after it is gone", ttl.as_secs()),
+        (None, None) => "never".to_owned(),
+    };
     let or_dash = |value: Option<String>| Cell::new(value.unwrap_or_else(|| "-".to_owned()));
     [
         Cell::new(name),
@@ -42,12 +48,13 @@ fn row(ListedSource { source, connected }: &ListedSource) -> [Cell; 9] {
         Cell::new(services),
         Cell::new(workloads),
         Cell::new(nodes),
+        Cell::new(expires),
     ]
 }
 
-fn value(ListedSource { source, connected }: &ListedSource) -> Value {
+fn value(ListedSource { source, connected, expires_in }: &ListedSource) -> Value {
     let Source { name, state, last_wall_ns, owned: [services, workloads, nodes] } = source;
-    let SourceState { incarnation, last_version, last_lsn } = state;
+    let SourceState { incarnation, last_version, last_lsn, ttl, expired } = state;
     json!({
         "name": name,
         "connected": connected,
@@ -58,5 +65,8 @@ fn value(ListedSource { source, connected }: &ListedSource) -> Value {
         "services": services,
         "workloads": workloads,
         "nodes": nodes,
+        "ttlSeconds": ttl.map(|ttl| ttl.as_secs()),
+        "expiresInSeconds": expires_in.map(|left| left.as_secs()),
+        "expired": expired,
     })
 }

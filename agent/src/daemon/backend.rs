@@ -205,6 +205,18 @@ impl Backend for Node {
         self.journal.source(name).map(source_state)
     }
 
+    fn leased(&self) -> Vec<(String, SourceState)> {
+        let all = self.journal.sources().into_iter();
+        all.map(|(name, state)| (name, source_state(state))).filter(|(_, state)| state.ttl.is_some()).collect()
+    }
+
+    async fn expire(&self, source: &str, incarnation: u64) -> Result<u64, Rejection> {
+        let expired = self.pipeline.expire(source, incarnation).await.map_err(|error| not_pushed(error, &[]))?;
+        let Some(pending) = expired else { return Ok(0) };
+        pending.durable().await.map_err(|error| not_durable(&error))?;
+        Ok(pending.removed())
+    }
+
     async fn sources(&self, after: Option<String>, limit: usize) -> Result<SourcesPage, Unreadable> {
         let mut owned = self.pipeline.owned();
         let page = move |journal: &Journal| {
@@ -409,8 +421,10 @@ pub(super) fn page(journal: &Journal, query: &ListQuery, limit: usize) -> Result
     Ok(Page { resources: page.resources.into_iter().map(stored).collect(), next: page.next })
 }
 
-fn source_state(journal::SourceState { incarnation, last_version, last_lsn }: journal::SourceState) -> SourceState {
-    SourceState { incarnation, last_version, last_lsn }
+fn source_state(state: journal::SourceState) -> SourceState {
+    let journal::SourceState { incarnation, last_version, last_lsn, .. } = state;
+    let ttl = state.expires_after_seconds().map(|seconds| Duration::from_secs(seconds.into()));
+    SourceState { incarnation, last_version, last_lsn, ttl, expired: state.has_expired() }
 }
 
 /// What becomes of each resource of a transaction, in the order of the deltas that hold.

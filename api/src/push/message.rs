@@ -7,6 +7,7 @@ use storage_schema::precondition::{Precondition, Unmet};
 use storage_schema::record::{Delta, Transaction};
 use tonic::Code;
 
+use super::lease::TTL_MAX;
 use super::stream::How;
 use super::{Answer, Hello, PROTOCOL_VERSION, Resync, SYNC_RESOURCES_MAX, UNANSWERED_MAX, Welcome};
 use crate::convert::{
@@ -60,6 +61,19 @@ pub(super) fn encode_hello(hello: &Hello) -> proto::PushHello {
         unanswered_versions: hello.unanswered_versions.clone(),
         level: encode_level(hello.level).into(),
         wait_timeout: hello.wait_timeout.min(WAIT_TIMEOUT_MAX).try_into().ok(),
+        ttl: hello.ttl.and_then(|ttl| ttl.try_into().ok()),
+    }
+}
+
+/// A lease; `Some(None)`: it is not given. It is kept in whole seconds.
+fn decode_ttl(path: &Path<'_>, ttl: Option<prost_types::Duration>, found: &mut Violations) -> Option<Option<Duration>> {
+    match ttl.map(Duration::try_from) {
+        None => Some(None),
+        Some(Ok(ttl)) if ttl <= TTL_MAX && ttl.subsec_nanos() == 0 => Some(Some(ttl)),
+        Some(_) => {
+            let max = TTL_MAX.as_secs();
+            found.note(path, format!("must be at most {max} whole seconds, or 0: what the source owns stays for ever"))
+        }
     }
 }
 
@@ -77,8 +91,9 @@ pub(super) fn decode_hello(message: proto::PushHello) -> Result<Hello, Rejection
     let source = decode_source(&path.field("source"), message.source, &mut found);
     let level = decode_level(&path.field("level"), message.level, &mut found).unwrap_or_default();
     let wait_timeout = decode_timeout(&path.field("wait_timeout"), message.wait_timeout, &mut found);
-    match (source, wait_timeout) {
-        (Some(source), Some(wait_timeout)) if found.is_empty() => Ok(Hello {
+    let ttl = decode_ttl(&path.field("ttl"), message.ttl, &mut found);
+    match (source, wait_timeout, ttl) {
+        (Some(source), Some(wait_timeout), Some(ttl)) if found.is_empty() => Ok(Hello {
             source,
             incarnation: message.incarnation,
             protocol_version: match message.protocol_version {
@@ -90,6 +105,7 @@ pub(super) fn decode_hello(message: proto::PushHello) -> Result<Hello, Rejection
             unanswered_versions,
             level,
             wait_timeout,
+            ttl,
         }),
         _ => Err(Rejection::invalid(found)),
     }
@@ -107,6 +123,7 @@ pub(super) fn encode_welcome(welcome: &Welcome) -> proto::PushWelcome {
             Some(Resync::JournalBehind) => proto::Resync::JournalBehind,
             Some(Resync::SourceBehind) => proto::Resync::SourceBehind,
             Some(Resync::Forgotten) => proto::Resync::Forgotten,
+            Some(Resync::Expired) => proto::Resync::Expired,
         }
         .into(),
         window: welcome.window,
@@ -136,6 +153,7 @@ pub(super) fn decode_welcome(message: proto::PushWelcome) -> Result<Welcome, &'s
             Ok(proto::Resync::UnknownSource) => Some(Resync::UnknownSource),
             Ok(proto::Resync::JournalBehind) => Some(Resync::JournalBehind),
             Ok(proto::Resync::SourceBehind) => Some(Resync::SourceBehind),
+            Ok(proto::Resync::Expired) => Some(Resync::Expired),
             // A reason that a newer agent has is a reason all the same.
             Ok(proto::Resync::Forgotten) | Err(_) => Some(Resync::Forgotten),
         },

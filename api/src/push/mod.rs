@@ -3,7 +3,7 @@
 //! * here: hello and welcome, acks and nacks, and when a source is asked to send everything anew.
 //! * [`outbox`]: what a source has to remember so that nothing is lost and nothing is sent in vain.
 //! * [`stream`]: the client's end of a stream.
-//! * `service`, `session`, `seat`, `sync`: the server's.
+//! * `service`, `session`, `seat`, `sync`, `lease`: the server's.
 //!
 //! Invariant (in order): what a stream's transactions are answered with comes in the order in which they were sent.
 //! Invariant (final): a nack is never taken back. What may still succeed ends the stream, and is in doubt until the next
@@ -15,6 +15,7 @@
 pub mod outbox;
 pub mod stream;
 
+pub(crate) mod lease;
 mod message;
 mod seat;
 pub(crate) mod service;
@@ -48,7 +49,7 @@ pub const UNANSWERED_MAX: usize = 1024;
 pub const SYNC_RESOURCES_MAX: usize = 262_144;
 
 /// What this server can do beyond protocol version 1.
-pub const CAPABILITIES: [&str; 4] = ["sync", "take_over", "dry_run", "preconditions"];
+pub const CAPABILITIES: [&str; 5] = ["sync", "take_over", "dry_run", "preconditions", "expire"];
 
 /// A transaction on its way to the backend.
 #[derive(Clone, Debug)]
@@ -91,6 +92,10 @@ pub struct SourceState {
     pub last_version: Option<u64>,
     /// Its newest record.
     pub last_lsn: Lsn,
+    /// How long what it owns stays when it is gone, as it has said last; `None`: for ever.
+    pub ttl: Option<Duration>,
+    /// Whether what it owned has expired, and it has not synced since.
+    pub expired: bool,
 }
 
 /// What became of a version.
@@ -132,6 +137,9 @@ pub struct Hello {
     pub level: Level,
     /// How long an ack waits for more than durable.
     pub wait_timeout: Duration,
+    /// How long what the source owns stays when it is gone, in whole seconds, at most a week; zero: for ever; `None`: as it has
+    /// said last. Look for `expire` among the features of [`Client::capabilities`](crate::client::Client::capabilities) before.
+    pub ttl: Option<Duration>,
 }
 
 impl Hello {
@@ -146,6 +154,7 @@ impl Hello {
             unanswered_versions: Vec::new(),
             level: Level::Durable,
             wait_timeout: WAIT_TIMEOUT_DEFAULT,
+            ttl: None,
         }
     }
 
@@ -189,6 +198,8 @@ pub enum Resync {
     SourceBehind,
     /// What became of an unanswered version is not known any more.
     Forgotten,
+    /// The source was gone for longer than its lease, and what it owned was removed.
+    Expired,
 }
 
 impl Resync {
@@ -199,6 +210,7 @@ impl Resync {
             (Some(_), None) => Some(Self::UnknownSource),
             (Some(acked), Some(last)) if acked > last => Some(Self::JournalBehind),
             (_, Some(last)) if hello.last_sent_version.is_none_or(|sent| sent < last) => Some(Self::SourceBehind),
+            _ if known.is_some_and(|known| known.expired) => Some(Self::Expired),
             _ => forgotten.then_some(Self::Forgotten),
         }
     }
@@ -250,7 +262,8 @@ mod tests {
             last_acked_version: acked,
             ..Hello::new("cp", 1)
         };
-        let known = |last| SourceState { incarnation: 1, last_version: last, last_lsn: Lsn(9) };
+        let known =
+            |last| SourceState { incarnation: 1, last_version: last, last_lsn: Lsn(9), ttl: None, expired: false };
         for (hello, known, expected) in [
             (hello(None, None), None, None),
             (hello(Some(5), None), None, None),
@@ -266,5 +279,7 @@ mod tests {
             assert_eq!(Resync::needed(&hello, known.as_ref(), false), expected, "{hello:?} {known:?}");
         }
         assert_eq!(Resync::needed(&hello(Some(5), None), Some(&known(Some(5))), true), Some(Resync::Forgotten));
+        let expired = SourceState { expired: true, ..known(Some(5)) };
+        assert_eq!(Resync::needed(&hello(Some(5), Some(5)), Some(&expired), false), Some(Resync::Expired));
     }
 }

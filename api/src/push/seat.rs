@@ -62,6 +62,16 @@ impl Seats {
         Ok(taken)
     }
 
+    /// Takes a source's seat if nobody has it, nor waits for it.
+    pub(super) fn take_free(self: &Arc<Self>, source: &str, incarnation: u64) -> Option<Taken> {
+        if self.is_taken(source) {
+            return None;
+        }
+        let mut taken = self.claim(source, incarnation).ok()?;
+        taken.place = Some(Arc::clone(&taken.seat.place).try_lock_owned().ok()?);
+        Some(taken)
+    }
+
     /// Whether anybody has a source's seat, or waits for it.
     pub(super) fn is_taken(&self, source: &str) -> bool {
         self.lock().contains_key(source)
@@ -130,7 +140,11 @@ mod tests {
         assert_eq!(seats.take("cp", 1).await.unwrap_err(), NoSeat::Fenced { current: 2 });
         assert!(seats.take("other", 0).await.is_ok());
         assert!(seats.is_taken("cp"));
+        assert!(seats.take_free("cp", 2).is_none());
         drop(third);
+        let free = seats.take_free("cp", 2).unwrap();
+        assert!(seats.take_free("cp", 2).is_none());
+        drop(free);
         assert!(seats.lock().is_empty(), "nothing is left of who has gone");
     }
 }

@@ -19,7 +19,7 @@ use crate::plan::encode_plan;
 use crate::proto::push_service_server::PushService;
 use crate::rejection::{Rejection, Violations};
 use crate::server::{Backend, Handler, Messages, page, unreadable};
-use crate::source::{Source, SourcesPage, encode_source};
+use crate::source::{ListedSource, Source, SourcesPage, encode_source};
 use crate::{Level, Receipt, proto, socket};
 
 #[tonic::async_trait]
@@ -44,7 +44,9 @@ impl<B: Backend> PushService for Handler<B> {
             let plan = Some(encode_plan(self.backend.plan(push).await.map_err(refused)?));
             return Ok(Response::new(proto::ApplyResponse { plan, ..Default::default() }));
         }
+        let source = push.transaction.origin.source.clone();
         let submitted = self.backend.submit(push).await.map_err(refused)?;
+        self.leases.seen(&source, self.backend.source(&source).as_ref());
         let receipt = submitted.receipt(Level::Durable);
         submitted.durable.await.map_err(refused)?;
         let receipt = wait_for(&*self.backend, receipt, level, tokio::time::sleep(timeout)).await;
@@ -67,6 +69,7 @@ impl<B: Backend> PushService for Handler<B> {
             backend: Arc::clone(&self.backend),
             seats: Arc::clone(&self.seats),
             syncs: Arc::clone(&self.syncs),
+            leases: Arc::clone(&self.leases),
             stopping: self.stopping.clone(),
             peer: Peer::of(request.extensions()),
             out,
@@ -85,7 +88,8 @@ impl<B: Backend> PushService for Handler<B> {
         let SourcesPage { sources, next } = self.backend.sources(after, limit).await.map_err(unreadable)?;
         let with_seat = |source: Source| {
             let connected = self.seats.is_taken(&source.name);
-            encode_source(source, connected)
+            let left = self.leases.left(&source.name, &source.state);
+            encode_source(ListedSource { source, connected, expires_in: left.filter(|_| !connected) })
         };
         let sources = sources.into_iter().map(with_seat).collect();
         Ok(Response::new(proto::ListSourcesResponse { sources, next_page_token: next.unwrap_or_default() }))

@@ -7,10 +7,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use storage_schema::record::{Event, Lease, Origin, Transaction};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 use tonic::{Code, Status as RpcStatus, Streaming};
 
+use super::lease::Leases;
 use super::message::{Pushed, decode_hello, decode_pushed, encode_ack, encode_nack, encode_welcome};
 use super::seat::{NoSeat, Seats, Taken};
 use super::service::wait_for;
@@ -40,6 +42,7 @@ pub(super) struct Session<B> {
     pub(super) backend: Arc<B>,
     pub(super) seats: Arc<Seats>,
     pub(super) syncs: Arc<Semaphore>,
+    pub(super) leases: Arc<Leases>,
     pub(super) stopping: watch::Receiver<bool>,
     /// Who pushes.
     pub(super) peer: Option<Peer>,
@@ -98,13 +101,30 @@ impl<B: Backend> Session<B> {
             NoSeat::Fenced { current } => End::With(fenced(&hello, current)),
             NoSeat::Superseded => End::With(superseded()),
         })?;
-        tokio::select! {
+        let outcome = tokio::select! {
             outcome = self.converse(&hello, requests) => outcome,
             () = Taken::superseded(&seat) => Err(superseded().into()),
-        }
+        };
+        // While it has its seat: from now on the lease runs.
+        self.leases.seen(&hello.source, self.backend.source(&hello.source).as_ref());
+        outcome
+    }
+
+    /// Has the journal say how long what the source owns stays, if that is not what it says already.
+    async fn lease(&self, hello: &Hello) -> Result<(), End> {
+        let known = self.backend.source(&hello.source).and_then(|known| known.ttl).unwrap_or_default();
+        let Some(ttl) = hello.ttl.filter(|ttl| *ttl != known) else { return Ok(()) };
+        let ttl_seconds = u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX);
+        let origin = Origin { source: hello.source.clone(), incarnation: hello.incarnation, version: None };
+        let event = Some(Event::Leased(Lease { ttl_seconds }));
+        let transaction = Transaction { event, ..Transaction::push(origin, Vec::new()) };
+        let client = self.peer.as_ref().map(Peer::to_string);
+        let submitted = self.backend.submit(Push { transaction, preconditions: Vec::new(), client }).await?;
+        Ok(submitted.durable.await?)
     }
 
     async fn converse(&self, hello: &Hello, requests: &mut Streaming<proto::PushRequest>) -> Result<(), End> {
+        self.lease(hello).await?;
         let welcome = self.welcome(hello).await?;
         tracing::debug!(source = hello.source, ?welcome.last_version, ?welcome.resync, "a push stream begins");
         self.say(Said::Welcome(encode_welcome(&welcome))).await?;

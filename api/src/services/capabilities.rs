@@ -14,6 +14,7 @@ const FEATURES: [&str; 14] = [
     "sync",
     "dry_run",
     "preconditions",
+    "expire",
     "list_filters",
     "list_sources",
     "journal",

@@ -145,6 +145,14 @@ impl Backend for Node {
         None
     }
 
+    fn leased(&self) -> Vec<(String, SourceState)> {
+        Vec::new()
+    }
+
+    async fn expire(&self, _source: &str, _incarnation: u64) -> Result<u64, Rejection> {
+        Ok(0)
+    }
+
     async fn sources(&self, _after: Option<String>, _limit: usize) -> Result<SourcesPage, Unreadable> {
         Ok(SourcesPage::default())
     }

@@ -42,7 +42,13 @@ pub(crate) struct Fake {
 pub(crate) fn sources() -> Vec<Source> {
     let source = |number: u64| Source {
         name: format!("source-{number:04}"),
-        state: SourceState { incarnation: number, last_version: number.checked_sub(1), last_lsn: Lsn(number) },
+        state: SourceState {
+            incarnation: number,
+            last_version: number.checked_sub(1),
+            last_lsn: Lsn(number),
+            ttl: None,
+            expired: false,
+        },
         last_wall_ns: number.checked_sub(1).map(|earlier| 1_700_000_000_000_000_000 + earlier),
         owned: [number, 0, 1],
     };
@@ -84,6 +90,14 @@ impl Backend for Fake {
 
     fn source(&self, _name: &str) -> Option<SourceState> {
         None
+    }
+
+    fn leased(&self) -> Vec<(String, SourceState)> {
+        Vec::new()
+    }
+
+    async fn expire(&self, _source: &str, _incarnation: u64) -> Result<u64, Rejection> {
+        Ok(0)
     }
 
     async fn sources(&self, after: Option<String>, limit: usize) -> Result<SourcesPage, Unreadable> {

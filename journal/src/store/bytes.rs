@@ -55,13 +55,28 @@ pub(super) fn write_value(lsn: Lsn, total: usize, first: &[u8]) -> Vec<u8> {
     value
 }
 
+/// What is known of a source beyond its pushes, as bits.
+const HAS_TTL: u8 = 1;
+const HAS_EXPIRED: u8 = 2;
+const EXPIRED: u8 = 4;
+
 pub(super) fn encode_source(state: &SourceState, kept: u64) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(33);
+    let mut bytes = Vec::with_capacity(38);
     bytes.extend_from_slice(&state.incarnation.to_le_bytes());
     bytes.push(u8::from(state.last_version.is_some()));
     bytes.extend_from_slice(&state.last_version.unwrap_or_default().to_le_bytes());
     bytes.extend_from_slice(&state.last_lsn.0.to_le_bytes());
     bytes.extend_from_slice(&kept.to_le_bytes());
+    let has_ttl = if state.ttl_seconds.is_some() { HAS_TTL } else { 0 };
+    let expired = match state.expired {
+        None => 0,
+        Some(false) => HAS_EXPIRED,
+        Some(true) => HAS_EXPIRED | EXPIRED,
+    };
+    if has_ttl | expired != 0 {
+        bytes.push(has_ttl | expired);
+        bytes.extend_from_slice(&state.ttl_seconds.unwrap_or_default().to_le_bytes());
+    }
     bytes
 }
 
@@ -73,7 +88,17 @@ pub(super) fn decode_source(bytes: &[u8]) -> Option<(SourceState, u64)> {
     let last_lsn = Lsn(fields.u64()?);
     let kept = fields.u64()?;
     let last_version = (versioned == 1).then_some(version);
-    fields.0.is_empty().then_some((SourceState { incarnation, last_version, last_lsn }, kept))
+    let (known, ttl_seconds) = match fields.0 {
+        [] => (0, 0),
+        _ => {
+            let [known] = fields.take()?;
+            (known, u32::from_le_bytes(fields.take()?))
+        }
+    };
+    let ttl_seconds = (known & HAS_TTL != 0).then_some(ttl_seconds);
+    let expired = (known & HAS_EXPIRED != 0).then_some(known & EXPIRED != 0);
+    let state = SourceState { incarnation, last_version, last_lsn, ttl_seconds, expired };
+    fields.0.is_empty().then_some((state, kept))
 }
 
 pub(super) fn encode_receipts(page: &[(u64, Receipt)]) -> Vec<u8> {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use storage_schema::codec::{decode_record, encode_record};
-use storage_schema::record::{Delta, Origin, Transaction};
+use storage_schema::record::{Cause, Delta, Event, Lease, Origin, Transaction};
 use storage_schema::resource::Service;
 use tokio::sync::watch;
 
@@ -130,7 +130,14 @@ fn transaction(number: u64) -> Transaction {
     let source = if number.is_multiple_of(2) { "busy".to_owned() } else { format!("source-{}", number / 2 % 100) };
     let version = (source != "source-0").then_some(number);
     let origin = Origin { source, incarnation: 1 + number / 100, version };
-    Transaction::push(origin, deltas.collect())
+    // What else records say of their sources.
+    let (cause, event) = match number % 7 {
+        0 => (Cause::Sync, None),
+        1 => (Cause::Expiry, None),
+        2 => (Cause::Push, Some(Event::Leased(Lease { ttl_seconds: u32::try_from(number).unwrap() }))),
+        _ => (Cause::Push, None),
+    };
+    Transaction { cause, event, ..Transaction::push(origin, deltas.collect()) }
 }
 
 fn batch(records: &[EncodedRecord]) -> Batch {
@@ -231,9 +238,19 @@ fn it_is_folded_on_together_with_later_records() {
 fn check_sources(store: &Store, records: &[EncodedRecord]) {
     let (mut states, mut receipts) = (BTreeMap::<String, SourceState>::new(), BTreeMap::<String, Vec<_>>::new());
     for record in records {
-        let Origin { source, incarnation, version } = record.decode().unwrap().transaction.origin;
-        let last_version = version.or(states.get(&source).and_then(|state| state.last_version));
-        states.insert(source.clone(), SourceState { incarnation, last_version, last_lsn: record.lsn });
+        let Transaction { origin: Origin { source, incarnation, version }, cause, event, .. } =
+            record.decode().unwrap().transaction;
+        let state = states.entry(source.clone()).or_default();
+        *state = SourceState { incarnation, last_lsn: record.lsn, ..*state };
+        state.last_version = version.or(state.last_version);
+        if let Some(Event::Leased(Lease { ttl_seconds })) = event {
+            state.ttl_seconds = Some(ttl_seconds);
+        }
+        match cause {
+            Cause::Expiry => state.expired = Some(true),
+            Cause::Sync => state.expired = Some(false),
+            Cause::Push | Cause::Agent => {}
+        }
         receipts.entry(source).or_default().extend(version.map(|version| (version, record.lsn, record.hash())));
     }
     assert_eq!(store.sources().unwrap(), states.into_iter().collect::<Vec<_>>());

@@ -245,7 +245,9 @@ impl Store {
         if folded_lsn >= state.last_lsn {
             return Ok(());
         }
-        state.last_version = state.last_version.or(old.and_then(|(old, _)| old.last_version));
+        if let Some((old, _)) = old {
+            state = state.after(old);
+        }
 
         // The last page is filled up before another one begins.
         let pages = || self.trees.receipts.range(receipts_key(name, 0)..=receipts_key(name, u64::MAX));

@@ -88,12 +88,14 @@ impl fmt::Display for Cause {
     }
 }
 
-/// Something that the agent did and that no table shows. The order of the variants is stored: new ones are added at the end.
+/// Something that happened and that no table shows. The order of the variants is stored: new ones are added at the end.
 #[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize, SerdeSerialize, SerdeDeserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Event {
     /// Connections to a backend that was gone were dealt with as the service says.
     Drained(Drained),
+    /// The record's source has said how long what it owns stays when it is gone.
+    Leased(Lease),
 }
 
 /// What became of connections to a backend that was gone.
@@ -112,6 +114,14 @@ pub struct Drained {
     pub reselected: u32,
 }
 
+/// How long what a source owns stays when the source is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Archive, Serialize, Deserialize, SerdeSerialize, SerdeDeserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Lease {
+    /// So many seconds; 0: for ever.
+    pub ttl_seconds: u32,
+}
+
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -119,6 +129,10 @@ impl fmt::Display for Event {
                 f,
                 "drained Service {service} of Workload {workload} ({mode}): {closed} closed, {reselected} reselected"
             ),
+            Self::Leased(Lease { ttl_seconds: 0 }) => f.write_str("lease: none, what it owns stays"),
+            Self::Leased(Lease { ttl_seconds }) => {
+                write!(f, "lease: what it owns expires after {ttl_seconds} s without it")
+            }
         }
     }
 }
