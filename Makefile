@@ -56,12 +56,13 @@ nightly: target/tools/for-test ## Long runs: SIMULATED=<n> seeds of each simulat
 	$(CARGO) nextest run $(TEST_BUILD) --profile nightly -E 'package(recovery-tests)'
 
 # Without a sanitizer, so that any Rust will do: the fuzzer's own instrumentation is LLVM's.
-fuzz: target/tools/for-build ## Run each fuzz target of the journal for SECONDS=<n> (60).
+fuzz: target/tools/for-build ## Run each fuzz target of the journal and the API for SECONDS=<n> (60).
 	@. $(ENV) && cargo fuzz --version >/dev/null 2>&1 || { echo >&2 \
 	"fuzz: cargo-fuzz is not installed: cargo install cargo-fuzz --locked (and a C++ compiler: apt install g++)"; exit 1; }
-	$(CARGO) fuzz list --fuzz-dir journal/fuzz | while read -r target; do \
-	cargo fuzz run --fuzz-dir journal/fuzz --sanitizer none "$$target" -- \
-	-max_total_time=$(or $(SECONDS),60) -rss_limit_mb=512 -len_control=1 -max_len=8192 </dev/null || exit; done
+	@. $(ENV) && for dir in journal/fuzz api/fuzz; do cargo fuzz list --fuzz-dir $$dir | while read -r target; do \
+	cargo fuzz run --fuzz-dir $$dir --sanitizer none "$$target" -- \
+	-max_total_time=$(or $(SECONDS),60) -rss_limit_mb=512 -len_control=1 -max_len=8192 </dev/null || exit; \
+	done || exit; done
 
 clean: ## Remove what was built, keep the installed tools.
 	@[ ! -d target ] || find target -mindepth 1 -maxdepth 1 ! -name tools -exec rm -rf {} +

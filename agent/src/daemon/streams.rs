@@ -17,8 +17,8 @@ use tokio::sync::mpsc::{self, Sender};
 use crate::journal_view::{self, refused};
 use crate::past_view;
 
-/// Messages that wait for a slow client.
-pub(super) const FLOW_MESSAGES: usize = 8;
+/// Messages that wait for a slow client, beside one in the hands of who tells and one in those of who encodes.
+pub(super) const FLOW_MESSAGES: usize = 1;
 /// Records go out together up to this much.
 pub(super) const BATCH_BYTES: usize = 64 << 10;
 pub(super) const BATCH_RECORDS: usize = 1024;

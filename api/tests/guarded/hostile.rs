@@ -17,7 +17,7 @@ const APPLY: &str = "/holdfast.v1.PushService/Apply";
 
 /// Sends bytes as they are, as if they were messages.
 #[derive(Clone, Default)]
-struct Raw;
+pub(crate) struct Raw;
 
 impl tonic::codec::Codec for Raw {
     type Encode = Bytes;

@@ -3,9 +3,12 @@
 
 mod hostile;
 mod limits;
+mod mutated;
 mod node;
 mod observer;
 mod pki;
 mod roles;
+#[path = "../sample/mod.rs"]
+mod sample;
 mod standard;
 mod tls;
