@@ -8,7 +8,7 @@ use crate::{DELTAS_MAX, MESSAGE_BYTES_MAX, TEXT_BYTES_MAX, WAIT_TIMEOUT_MAX, pro
 const PROTOCOLS: [&str; 1] = ["holdfast.v1"];
 
 /// What a client may find by name here instead of by trying.
-const FEATURES: [&str; 14] = [
+const FEATURES: [&str; 15] = [
     "apply",
     "push",
     "sync",
