@@ -56,7 +56,7 @@ write_init() {
     cat >"$image/init" <<'INIT'
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
-export PATH=/usr/sbin:/bin CI=true HOLDFAST_BIN=/tests/holdfast HOLDFAST_TABLES=30 RUST_BACKTRACE=0
+export PATH=/usr/sbin:/bin CI=true HOLDFAST_BIN=/tests/holdfast HOLDFAST_TABLES=200 RUST_BACKTRACE=0
 mkdir -p /proc /sys /dev /tmp /run
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys

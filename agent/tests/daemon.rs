@@ -144,7 +144,7 @@ fn bad_settings_are_refused_before_anything_is_opened() {
         &place.run_agent(&["--config", &file], &[]),
         &expect![[r"
             exit 2
-            holdfast: DIR/agent.toml:1: unknown field `sockets`, expected one of `state_dir`, `pin_root`, `cgroup`, `socket`, `datapath`, `verify_interval`, `metrics`, `capacities`, `api`, `journal`, `log`
+            holdfast: DIR/agent.toml:1: unknown field `sockets`, expected one of `state_dir`, `pin_root`, `cgroup`, `socket`, `datapath`, `managed`, `exempt_cgroups`, `verify_interval`, `metrics`, `capacities`, `api`, `journal`, `log`
         "]],
     );
     check(

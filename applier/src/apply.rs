@@ -333,7 +333,7 @@ impl<T: Tables> Applier<T> {
             writes.allocated.push(RetiringEntry::Service(key));
         }
         let backend = |key| self.layout.backends.get(key).expect("a plan has an entry for each backend it names");
-        let cells: Vec<u32> = entry.endpoints.iter().map(backend).collect();
+        let cells: Vec<u32> = entry.backends().map(backend).collect();
         let endpoints = selection::run(entry, &cells);
         let payload = service_payload(key, entry);
         let (since, visible) = self.visible::<Service>(cell)?;
@@ -534,7 +534,8 @@ struct NewRun {
 
 pub(crate) fn backend_payload(key: BackendKey, address: [u32; 4]) -> Backend {
     let (id, port_be, family) = (key.workload.0, key.port.to_be(), key.family as u8);
-    Backend { id, address, port_be, family, ..Backend::default() }
+    let flags = if key.is_waypoint { Backend::WAYPOINT } else { 0 };
+    Backend { id, address, port_be, family, flags, ..Backend::default() }
 }
 
 /// But for the run.

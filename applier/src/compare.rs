@@ -133,7 +133,7 @@ impl<T: Tables> Applier<T> {
             let tell = |service: &Option<Service>| told(service.as_ref(), dump::service);
             found.check(map::name::SERVICES, || name_service(key), (&expected, &but_run), tell);
             let Some(entry) = entry else { continue };
-            let cells: Option<Vec<u32>> = entry.endpoints.iter().map(|key| self.layout.backends.get(key)).collect();
+            let cells: Option<Vec<u32>> = entry.backends().map(|key| self.layout.backends.get(key)).collect();
             let expected = cells.map(|cells| selection::run(entry, &cells));
             let run = shown.and_then(|service| self.readable_run(&service));
             let tell = |run: &Option<Vec<u32>>| run.as_ref().map_or("nothing".to_owned(), |run| format!("{run:?}"));
@@ -218,6 +218,7 @@ fn name_service(key: &ServiceKey) -> String {
 }
 
 fn name_backend(key: &BackendKey) -> String {
-    let BackendKey { workload, port, family } = key;
-    format!("workload {workload} port {port} {family:?}")
+    let BackendKey { workload, port, family, is_waypoint } = key;
+    let kind = if *is_waypoint { "waypoint of" } else { "workload" };
+    format!("{kind} {workload} port {port} {family:?}")
 }

@@ -99,7 +99,8 @@ pub(crate) fn frontend(frontend: &Frontend) -> Fields {
 }
 
 pub(crate) fn backend(backend: &Backend) -> Fields {
-    vec![("workload", ResourceId(backend.id).to_string()), ("address", socket_address(backend).to_string())]
+    let kind = if backend.flags & Backend::WAYPOINT == 0 { "workload" } else { "waypoint_of" };
+    vec![(kind, ResourceId(backend.id).to_string()), ("address", socket_address(backend).to_string())]
 }
 
 /// What the node's entry says.
@@ -130,6 +131,7 @@ pub fn service_flags(flags: u8) -> String {
         (Service::NO_ENDPOINTS_REFUSE, "no-endpoints-refuse"),
         (Service::WAYPOINT, "waypoint"),
         (Service::ACCELERATE, "accelerate"),
+        (Service::WORKLOAD, "workload"),
     ];
     let set: Vec<&str> = named.into_iter().filter(|(flag, _)| flags & flag != 0).map(|(_, name)| name).collect();
     if set.is_empty() { "-".to_owned() } else { set.join(",") }
@@ -197,10 +199,11 @@ fn endpoints(tables: &impl Tables) -> Vec<Entry> {
         if end.is_none() || !service.is_present() {
             continue;
         }
+        // An alias table begins with thresholds, after the waypoint.
+        let first = service.run_offset + u32::from(service.flags & Service::WAYPOINT != 0);
+        let thresholds = first..first + service.run_length / 3;
         for (slot, backend) in (service.run_offset..).zip(tables.run(service.run_offset, service.run_length)) {
-            // An alias table begins with thresholds.
-            let is_threshold =
-                service.policy == Service::WEIGHTED && slot - service.run_offset < service.run_length / 3;
+            let is_threshold = service.policy == Service::WEIGHTED && thresholds.contains(&slot);
             let meaning = if is_threshold { "threshold" } else { "backend_cell" };
             let fields = vec![("service_cell", cell.to_string()), (meaning, backend.to_string())];
             entries.push(Entry { number: slot, epoch, standing, fields });

@@ -38,10 +38,10 @@ impl Family {
     }
 }
 
-/// Names an entry of `services`: one port of a service, for one address family.
+/// Names an entry of `services`: one port of a service, or a workload's own addresses, for one address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceKey {
-    /// The service.
+    /// The service, or the workload, which has a waypoint.
     pub service: ResourceId,
     /// The port that clients dial; 0: every one that has no entry of its own.
     pub port: u16,
@@ -51,15 +51,17 @@ pub struct ServiceKey {
     pub family: Family,
 }
 
-/// Names an entry of `backends`: one socket address of a workload, or of a service's waypoint.
+/// Names an entry of `backends`: one socket address of a workload, or that of a waypoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BackendKey {
-    /// The workload, or the service whose waypoint it is.
+    /// The workload, or the service or workload whose waypoint it is.
     pub workload: ResourceId,
     /// The port it listens on; 0: whichever the client dialled.
     pub port: u16,
     /// The address's family.
     pub family: Family,
+    /// Whether it is a waypoint.
+    pub is_waypoint: bool,
 }
 
 /// How an entry of `services` shall be.
@@ -71,12 +73,21 @@ pub struct ServiceEntry {
     pub flags: u8,
     /// As [`map::Service::affinity`].
     pub affinity: u16,
-    /// The backends that may be chosen, in the order of their keys.
+    /// The waypoint that all connections go to but its own.
+    pub waypoint: Option<BackendKey>,
+    /// The backends that may be chosen, in the order of their keys; with a waypoint, for its own connections.
     pub endpoints: Vec<BackendKey>,
     /// With [`map::Service::WEIGHTED`]: the weight of each.
     pub weights: Vec<u32>,
     /// With [`map::Service::MAGLEV`]: how many slots the table has.
     pub table_slots: u32,
+}
+
+impl ServiceEntry {
+    /// All backends that it names, in the order in which [`selection::run`](crate::selection::run) takes their cells.
+    pub(crate) fn backends(&self) -> impl Iterator<Item = &BackendKey> {
+        self.waypoint.iter().chain(&self.endpoints)
+    }
 }
 
 /// How entries shall be; `None`: gone.

@@ -19,14 +19,14 @@ use crate::entry::{BackendKey, ServiceEntry, ServiceKey};
 use crate::layout::Layout;
 use crate::model::{self, Model};
 use crate::tables::{Tables, Typed};
-use crate::{plan, selection};
+use crate::{direct, plan, selection};
 
 /// So many services are handed over at once, ...
 const BATCH: usize = 256;
 /// ... and so many times that may wait.
 const BATCHES_MAX: usize = 128;
 
-/// What a service comes to.
+/// What a service comes to, or a workload that has a waypoint.
 pub(crate) struct Part {
     /// Those that its ports need, and maybe others' as well.
     backends: Vec<(BackendKey, [u32; 4])>,
@@ -38,11 +38,17 @@ impl Part {
         let ports = plan::service_keys(id, service).map(|key| (key, plan::service_entry(model, key, service)));
         Self { backends: plan::backends_of_service(model, id, service), ports: ports.collect() }
     }
+
+    fn of_workload(id: ResourceId, workload: &model::Workload) -> Self {
+        let ports = direct::service_keys(id, workload).map(|key| (key, direct::service_entry(key, workload)));
+        Self { backends: direct::waypoint(id, workload).into_iter().collect(), ports: ports.collect() }
+    }
 }
 
 /// Does `then` with the parts of a state, which are worked out from now on: also while it does something else first.
 pub(crate) fn ahead<R>(model: &Model, then: impl FnOnce(&mut dyn Iterator<Item = Part>) -> R) -> R {
-    let mut parts = model.services().map(|(id, service)| Part::of(model, id, service));
+    let of_workloads = model.redirected().map(|(id, workload)| Part::of_workload(id, workload));
+    let mut parts = model.services().map(|(id, service)| Part::of(model, id, service)).chain(of_workloads);
     if model.count(Kind::Workload) < ENTRIES_MIN {
         return then(&mut parts);
     }
@@ -121,7 +127,7 @@ impl<T: Tables> Applier<T> {
         let full = |table, capacity| move || ApplyError::Full { table, capacity };
         let (cell, _) = services.allocate(key).ok_or_else(full(map::name::SERVICES, services.capacity()))?;
         let cell_of = |key| backends.get(key).expect("a plan has an entry for each backend it names");
-        let cells: Vec<u32> = entry.endpoints.iter().map(cell_of).collect();
+        let cells: Vec<u32> = entry.backends().map(cell_of).collect();
         let run = selection::run(entry, &cells);
         let payload = service_payload(key, entry);
         if run.is_empty() {

@@ -31,6 +31,8 @@ mod backings;
 mod both;
 mod cancel;
 pub mod compare;
+mod destinations;
+mod direct;
 pub mod dump;
 pub mod entry;
 mod fill;
@@ -66,6 +68,7 @@ pub use model::{Model, Rejection};
 pub use owner::Foreign;
 pub use pipeline::{Drift, Options, Pending, Pipeline, Planned, PushError, RequestError, Status, Verification};
 pub use recovery::{Identity, Recovered};
+pub use rejection::port_of;
 pub use start::{StartError, Target};
 
 /// Places where a test can end the process.

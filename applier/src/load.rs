@@ -18,6 +18,8 @@ use storage_schema::resource::{
 
 use crate::backings::Backings;
 use crate::both::both;
+use crate::direct::{self, Redirect};
+use crate::entry::ServiceKey;
 use crate::hash::HashMap;
 use crate::model::{Model, Service, Usage, Workload};
 use crate::owner::{Owner, Owners};
@@ -157,16 +159,18 @@ impl Model {
                 Backings::Many(_) => plan::backend_keys(id, workload, |id| services.get(&id)).len() as u64,
             };
             let waypoints = services.iter().filter(|(id, service)| plan::waypoint_key(**id, service).is_some());
-            workloads.iter().map(|(id, workload)| count(*id, workload)).sum::<u64>() + waypoints.count() as u64
+            let of_workloads = self.redirected().filter(|(id, workload)| direct::waypoint_key(*id, workload).is_some());
+            let waypoints = waypoints.count() + of_workloads.count();
+            workloads.iter().map(|(id, workload)| count(*id, workload)).sum::<u64>() + waypoints as u64
         };
         let claim_frontends = || {
             let mut frontends = HashMap::default();
             frontends.reserve(services.len());
-            for (id, service) in services {
-                for (frontend, _) in plan::frontends(*id, service, addresses) {
-                    let owner = *frontends.entry(frontend).or_insert(*id);
-                    assert_eq!(owner, *id, "the journal admits no two services for one destination");
-                }
+            let of_services = services.iter().flat_map(|(id, service)| plan::frontends(*id, service, addresses));
+            let of_workloads = self.redirected().flat_map(|(id, workload)| direct::frontends(id, workload));
+            for (frontend, ServiceKey { service: id, .. }) in of_services.chain(of_workloads) {
+                let owner = *frontends.entry(frontend).or_insert(id);
+                assert_eq!(owner, id, "the journal admits no two owners of one destination");
             }
             frontends
         };
@@ -177,6 +181,10 @@ impl Model {
             self.usage.services += plan::service_keys(*id, service).count() as u64;
             self.usage.endpoints += plan::slots_max(*id, service, self.members.get(id).map_or(0, BTreeSet::len));
         }
+        let of_workloads: usize =
+            self.redirected().map(|(id, workload)| direct::service_keys(id, workload).count()).sum();
+        self.usage.services += of_workloads as u64;
+        self.usage.endpoints += of_workloads as u64;
         self
     }
 }
@@ -210,6 +218,9 @@ fn load(model: &mut Model, by: By, encoded: &[u8]) -> Result<(), DecodeError> {
             let workload = project_workload(workload, by);
             for (service, _) in workload.backings.iter() {
                 model.members.entry(service).or_default().insert(id);
+            }
+            if workload.redirect.is_some() {
+                model.redirected.insert(id);
             }
             model.workloads.insert(id, Box::new(workload));
         }
@@ -317,6 +328,10 @@ fn project_workload(workload: &ArchivedWorkload, By { owner, changed_lsn }: By) 
         }
         .into(),
         backings: workload.services.iter().map(backing).collect(),
+        redirect: workload.waypoint.as_ref().map(|waypoint| {
+            let waypoint = (waypoint.address.as_ipaddr(), waypoint.port.to_native());
+            Box::new(Redirect { addresses: addresses().collect(), waypoint })
+        }),
     }
 }
 

@@ -21,11 +21,11 @@ use crate::entry::{BackendKey, Changes};
 use crate::hash::HashMap;
 use crate::owner::{Owner, Owners};
 use crate::place::Place;
-use crate::plan;
 use crate::projection::Node;
 pub use crate::projection::{Service, Workload};
 pub use crate::rejection::Rejection;
 use crate::validate;
+use crate::{direct, plan};
 
 /// The state of the domain.
 #[derive(Debug, Default)]
@@ -35,7 +35,9 @@ pub struct Model {
     pub(crate) workloads: HashMap<ResourceId, Box<Workload>>,
     /// Which workloads back a service, also while the service itself is not there yet.
     pub(crate) members: HashMap<ResourceId, BTreeSet<ResourceId>>,
-    /// Whose destination is whose.
+    /// Workloads that have a waypoint.
+    pub(crate) redirected: BTreeSet<ResourceId>,
+    /// Whose destination is whose: a service's, or a workload's.
     pub(crate) frontends: HashMap<FrontendKey, ResourceId>,
     pub(crate) node: Option<Node>,
     pub(crate) owners: Owners,
@@ -79,18 +81,18 @@ pub struct Admitted {
 
 /// How touched resources were before.
 #[derive(Debug, Default)]
-struct Before {
-    services: BTreeMap<ResourceId, Option<Service>>,
-    workloads: BTreeMap<ResourceId, Option<Box<Workload>>>,
-    node: Option<NodeBefore>,
-    usage: Usage,
+pub(crate) struct Before {
+    pub(crate) services: BTreeMap<ResourceId, Option<Service>>,
+    pub(crate) workloads: BTreeMap<ResourceId, Option<Box<Workload>>>,
+    pub(crate) node: Option<NodeBefore>,
+    pub(crate) usage: Usage,
     /// How many sources were known.
-    sources: usize,
+    pub(crate) sources: usize,
 }
 
 /// The node's configuration before, if there was one.
 #[derive(Debug)]
-struct NodeBefore(Option<Node>);
+pub(crate) struct NodeBefore(pub(crate) Option<Node>);
 
 impl Model {
     /// Takes in resources that were admitted earlier, in any order and without checks.
@@ -178,6 +180,11 @@ impl Model {
         self.workloads.iter().map(|(id, workload)| (*id, &**workload))
     }
 
+    /// The workloads that have a waypoint.
+    pub(crate) fn redirected(&self) -> impl Iterator<Item = (ResourceId, &Workload)> {
+        self.redirected.iter().filter_map(|id| Some((*id, &**self.workloads.get(id)?)))
+    }
+
     pub(crate) fn members(&self, service: ResourceId) -> impl Iterator<Item = (ResourceId, &Workload)> {
         let ids = self.members.get(&service).into_iter().flatten();
         ids.filter_map(|id| Some((*id, &**self.workloads.get(id)?)))
@@ -236,11 +243,18 @@ impl Model {
         for id in &moved {
             let service = before.services.get(id).cloned().unwrap_or_else(|| self.services.get(id).cloned());
             if let Some(service) = service {
-                self.release_frontends(*id, &service, &addresses);
+                self.release_frontends(*id, plan::frontends(*id, &service, &addresses));
             }
+        }
+        for (id, previous) in &before.workloads {
+            let gone = previous.iter().flat_map(|workload| direct::frontends(*id, workload));
+            self.release_frontends(*id, gone);
         }
         for id in moved {
             self.claim_frontends(id)?;
+        }
+        for id in before.workloads.keys() {
+            self.claim_addresses(*id)?;
         }
         self.check_references(transaction, before)?;
         let changes = self.settle(before);
@@ -320,55 +334,16 @@ impl Model {
                 }
             }
         }
+        if workload.as_ref().is_some_and(|workload| workload.redirect.is_some()) {
+            self.redirected.insert(id);
+        } else {
+            self.redirected.remove(&id);
+        }
         let previous = match workload {
             Some(workload) => self.workloads.insert(id, workload),
             None => self.workloads.remove(&id),
         };
         before.workloads.entry(id).or_insert(previous);
-    }
-
-    /// The node's addresses before the transaction.
-    fn node_addresses_before<'b>(&'b self, before: &'b Before) -> &'b [IpAddr] {
-        match &before.node {
-            None => self.node_addresses(),
-            Some(NodeBefore(previous)) => previous.as_ref().map_or(&[], |node| &node.addresses),
-        }
-    }
-
-    /// The services whose destinations may have changed: those that were touched, and those with node ports if the node's
-    /// addresses were.
-    fn with_moved_frontends(&self, before: &Before) -> BTreeSet<ResourceId> {
-        let mut moved: BTreeSet<ResourceId> = before.services.keys().copied().collect();
-        if self.node_addresses_before(before) != self.node_addresses() {
-            let on_nodes = |service: &Service| service.ports.iter().any(|port| port.node_port != 0);
-            moved.extend(self.services.iter().filter(|(_, service)| on_nodes(service)).map(|(id, _)| *id));
-        }
-        moved
-    }
-
-    fn release_frontends(&mut self, id: ResourceId, service: &Service, node: &[IpAddr]) {
-        for (frontend, _) in plan::frontends(id, service, node) {
-            if self.frontends.get(&frontend) == Some(&id) {
-                self.frontends.remove(&frontend);
-            }
-        }
-    }
-
-    fn claim_frontends(&mut self, id: ResourceId) -> Result<(), Rejection> {
-        let Some(service) = self.services.get(&id) else { return Ok(()) };
-        let node = self.node.as_ref().map_or(&[][..], |node| &node.addresses);
-        for (frontend, _) in plan::frontends(id, service, node) {
-            let owner = *self.frontends.entry(frontend).or_insert(id);
-            if owner != id {
-                return Err(Rejection::DuplicateFrontend {
-                    service: service.name.to_string(),
-                    vip: frontend.ip(),
-                    port: frontend.port(),
-                    owner: self.services.get(&owner).map_or_else(String::new, |owner| owner.name.to_string()),
-                });
-            }
-        }
-        Ok(())
     }
 
     fn check_references(&self, transaction: &Transaction, before: &Before) -> Result<(), Rejection> {
@@ -435,19 +410,7 @@ impl Model {
         }
         let backends = self.settle_backends(before, &mut changes);
         let (services, endpoints) = self.settle_services(before, &mut changes);
-        for id in self.with_moved_frontends(before) {
-            let now = self.services.get(&id);
-            let previous = before.services.get(&id).map_or(now, Option::as_ref);
-            let (node_before, node) = (self.node_addresses_before(before), self.node_addresses());
-            let gone = previous.into_iter().flat_map(|service| plan::frontends(id, service, node_before));
-            let gone = gone.map(|(key, _)| (key, None));
-            let there = now.into_iter().flat_map(|service| plan::frontends(id, service, node));
-            for (key, entry) in gone.chain(there.map(|(key, service)| (key, Some(service)))) {
-                // A destination that moves from one touched service to another is gone from one and there in the other.
-                let slot = changes.frontends.entry(key).or_insert(None);
-                *slot = entry.or(*slot);
-            }
-        }
+        self.settle_frontends(before, &mut changes);
         self.usage = Usage {
             frontends: self.frontends.len() as u64,
             services: self.usage.services.wrapping_add_signed(services),
@@ -471,6 +434,13 @@ impl Model {
             }
             let waypoint_before = previous.as_ref().and_then(|service| plan::waypoint_key(*id, service));
             let waypoint = now.and_then(|service| plan::waypoint(*id, service));
+            changes.backends.extend(waypoint_before.map(|key| (key, None)));
+            changes.backends.extend(waypoint.map(|(key, address)| (key, Some(address))));
+            difference += i64::from(waypoint.is_some()) - i64::from(waypoint_before.is_some());
+        }
+        for (id, previous) in &before.workloads {
+            let waypoint_before = previous.as_ref().and_then(|workload| direct::waypoint_key(*id, workload));
+            let waypoint = self.workloads.get(id).and_then(|workload| direct::waypoint(*id, workload));
             changes.backends.extend(waypoint_before.map(|key| (key, None)));
             changes.backends.extend(waypoint.map(|(key, address)| (key, Some(address))));
             difference += i64::from(waypoint.is_some()) - i64::from(waypoint_before.is_some());
@@ -524,6 +494,21 @@ impl Model {
                 changes.services.extend(entries);
             }
         }
+        for (id, previous) in &before.workloads {
+            let keys_before = previous.iter().flat_map(|workload| direct::service_keys(*id, workload));
+            let gone: Vec<_> = keys_before.map(|key| (key, None)).collect();
+            let now = self.workloads.get(id).map(|workload| &**workload).into_iter();
+            let there: Vec<_> = now
+                .flat_map(|workload| direct::service_keys(*id, workload).map(move |key| (key, workload)))
+                .map(|(key, workload)| (key, Some(direct::service_entry(key, workload))))
+                .collect();
+            let difference = signed(there.len()) - signed(gone.len());
+            services += difference;
+            // A slot for the waypoint.
+            endpoints += difference;
+            changes.services.extend(gone);
+            changes.services.extend(there);
+        }
         (services, endpoints)
     }
 
@@ -551,7 +536,13 @@ impl Model {
         let addresses = self.node_addresses().to_vec();
         for id in &moved {
             if let Some(service) = self.services.get(id).cloned() {
-                self.release_frontends(*id, &service, &addresses);
+                self.release_frontends(*id, plan::frontends(*id, &service, &addresses));
+            }
+        }
+        let touched: Vec<ResourceId> = before.workloads.keys().copied().collect();
+        for id in &touched {
+            if let Some(workload) = self.workloads.get(id).cloned() {
+                self.release_frontends(*id, direct::frontends(*id, &workload));
             }
         }
         for (id, previous) in before.services {
@@ -563,12 +554,12 @@ impl Model {
         if let Some(NodeBefore(previous)) = before.node {
             self.node = previous;
         }
-        for id in moved {
-            self.claim_frontends(id).expect("what was there before fits together");
-        }
         for (id, previous) in before.workloads {
             self.set_workload(id, previous, &mut Before::default());
         }
+        let claimed = moved.into_iter().try_for_each(|id| self.claim_frontends(id));
+        let claimed = claimed.and_then(|()| touched.into_iter().try_for_each(|id| self.claim_addresses(id)));
+        claimed.expect("what was there before fits together");
         self.usage = before.usage;
         self.owners.truncate(before.sources);
     }

@@ -12,7 +12,7 @@ use storage_schema::resource::{Kind, NoEndpoints, Policy, Protocol, WorkloadStat
 use crate::both::both;
 use crate::entry::{BackendKey, Changes, Family, ServiceEntry, ServiceKey};
 use crate::model::{Model, Service, Workload};
-use crate::{place, selection};
+use crate::{direct, place, selection};
 
 /// The destinations that lead to a service, on a node with these addresses.
 pub fn frontends(
@@ -46,9 +46,9 @@ fn ports(service: &Service) -> impl Iterator<Item = (u16, u8)> {
     service.ports.iter().map(|port| (port.port, port.protocol.number())).chain(every_other)
 }
 
-/// The entry of a service port, with the backends that may be chosen. With a waypoint that is the waypoint alone, for clients
-/// of its own family: no connection goes round it. Otherwise, of the members that the preference of locality lets choose, it
-/// is the healthy ones, or, if there is none, those that are terminating.
+/// The entry of a service port, with the backends that may be chosen: of the members that the preference of locality lets
+/// choose, the healthy ones, or, if there is none, those that are terminating. With a waypoint these are for its own connections,
+/// and all others go to it, those of its own family: no client's connection goes round it.
 pub fn service_entry(model: &Model, key: ServiceKey, service: &Service) -> ServiceEntry {
     let no_endpoints = match service.no_endpoints {
         None => 0,
@@ -56,11 +56,10 @@ pub fn service_entry(model: &Model, key: ServiceKey, service: &Service) -> Servi
         Some(NoEndpoints::Refuse) => map::Service::NO_ENDPOINTS_REFUSE,
     };
     let flags = no_endpoints | if service.accelerate { map::Service::ACCELERATE } else { 0 };
-    if service.waypoint.is_some() {
-        let flags = flags | map::Service::WAYPOINT;
-        let endpoints = waypoint_key(key.service, service).filter(|waypoint| waypoint.family == key.family);
-        let endpoints = endpoints.into_iter().collect();
-        return ServiceEntry { policy: map::Service::RANDOM, flags, endpoints, ..ServiceEntry::default() };
+    let flags = flags | if service.waypoint.is_some() { map::Service::WAYPOINT } else { 0 };
+    let waypoint = waypoint_key(key.service, service).filter(|waypoint| waypoint.family == key.family);
+    if service.waypoint.is_some() && waypoint.is_none() {
+        return ServiceEntry { policy: map::Service::RANDOM, flags, ..ServiceEntry::default() };
     }
     let members = choosable(model, key, service);
     let policy = selection::policy_number(service.policy);
@@ -77,7 +76,7 @@ pub fn service_entry(model: &Model, key: ServiceKey, service: &Service) -> Servi
         Policy::Maglev => 0,
         Policy::Random | Policy::Weighted => service.affinity,
     };
-    ServiceEntry { policy, flags, affinity, endpoints, weights, table_slots }
+    ServiceEntry { policy, flags, affinity, waypoint, endpoints, weights, table_slots }
 }
 
 /// The members of a service port that connections may go to, in the order of their keys.
@@ -88,7 +87,7 @@ fn choosable<'m>(model: &'m Model, key: ServiceKey, service: &Service) -> Vec<(B
         let reachable = members.filter_map(|(id, workload)| {
             workload.address(key.family)?;
             let port = workload.target_port(key, service)?;
-            Some((BackendKey { workload: id, port, family: key.family }, workload))
+            Some((BackendKey { workload: id, port, family: key.family, is_waypoint: false }, workload))
         });
         let mut members = place::prefer(reachable.collect(), &service.locality, &here, |(_, workload)| workload.place);
         // A weight of 0 is no share, unless nobody has one.
@@ -103,10 +102,7 @@ fn choosable<'m>(model: &'m Model, key: ServiceKey, service: &Service) -> Vec<(B
 
 /// The most slots that the runs of a service with this many members take.
 pub fn slots_max(id: ResourceId, service: &Service, members: usize) -> u64 {
-    let each = match service.waypoint {
-        Some(_) => 1,
-        None => selection::slots_max(service.policy, members),
-    };
+    let each = u64::from(service.waypoint.is_some()) + selection::slots_max(service.policy, members);
     service_keys(id, service).count() as u64 * each
 }
 
@@ -115,7 +111,7 @@ pub fn waypoint_key(id: ResourceId, service: &Service) -> Option<BackendKey> {
     let (address, port) = service.waypoint?;
     let family = Family::of(address);
     let dialled = families(service).any(|own| own == family);
-    dialled.then_some(BackendKey { workload: id, port, family })
+    dialled.then_some(BackendKey { workload: id, port, family, is_waypoint: true })
 }
 
 /// The entry of `backends` for a service's waypoint, with its address.
@@ -137,7 +133,7 @@ pub fn backend_keys<'m>(
             if workload.address(key.family).is_some()
                 && let Some(port) = workload.target_port(key, service)
             {
-                keys.push(BackendKey { workload: id, port, family: key.family });
+                keys.push(BackendKey { workload: id, port, family: key.family, is_waypoint: false });
             }
         }
     }
@@ -162,7 +158,7 @@ pub(crate) fn backends_of_service(model: &Model, id: ResourceId, service: &Servi
         let keys = keys.iter().filter_map(move |key| {
             let address = backend_address(workload, key.family)?;
             let port = workload.target_port(*key, service)?;
-            Some((BackendKey { workload: member, port, family: key.family }, address))
+            Some((BackendKey { workload: member, port, family: key.family, is_waypoint: false }, address))
         });
         keys.collect::<Vec<_>>()
     };
@@ -182,7 +178,7 @@ pub fn everything(model: &Model) -> Changes {
     let (backends, services) = both(
         entries,
         || backends(model).map(|(key, address)| (key, Some(address))).collect(),
-        || service_ports(model).map(|(key, service)| (key, Some(service_entry(model, key, service)))).collect(),
+        || services(model).map(|(key, entry)| (key, Some(entry))).collect(),
     );
     let frontends = all_frontends(model).map(|(frontend, key)| (frontend, Some(key))).collect();
     Changes { frontends, services, backends, node }
@@ -190,22 +186,30 @@ pub fn everything(model: &Model) -> Changes {
 
 /// All destinations, with the service ports that they lead to.
 pub(crate) fn all_frontends(model: &Model) -> impl Iterator<Item = (FrontendKey, ServiceKey)> {
-    model.services().flat_map(|(id, service)| frontends(id, service, model.node_addresses()))
+    let of_services = model.services().flat_map(|(id, service)| frontends(id, service, model.node_addresses()));
+    of_services.chain(model.redirected().flat_map(|(id, workload)| direct::frontends(id, workload)))
 }
 
-/// All service ports.
-pub(crate) fn service_ports(model: &Model) -> impl Iterator<Item = (ServiceKey, &Service)> {
-    model.services().flat_map(|(id, service)| service_keys(id, service).map(move |key| (key, service)))
+/// All entries of `services`.
+fn services(model: &Model) -> impl Iterator<Item = (ServiceKey, ServiceEntry)> {
+    let of_services = model.services().flat_map(move |(id, service)| {
+        service_keys(id, service).map(move |key| (key, service_entry(model, key, service)))
+    });
+    let of_workloads = model.redirected().flat_map(|(id, workload)| {
+        direct::service_keys(id, workload).map(move |key| (key, direct::service_entry(key, workload)))
+    });
+    of_services.chain(of_workloads)
 }
 
 /// All backends, with their addresses.
-pub(crate) fn backends(model: &Model) -> impl Iterator<Item = (BackendKey, [u32; 4])> {
+fn backends(model: &Model) -> impl Iterator<Item = (BackendKey, [u32; 4])> {
     let of = |(id, workload)| {
         let keys = backend_keys(id, workload, |id| model.service(id));
         keys.into_iter().filter_map(move |key| Some((key, backend_address(workload, key.family)?)))
     };
     let waypoints = model.services().filter_map(|(id, service)| waypoint(id, service));
-    model.workloads().flat_map(of).chain(waypoints)
+    let of_workloads = model.redirected().filter_map(|(id, workload)| direct::waypoint(id, workload));
+    model.workloads().flat_map(of).chain(waypoints).chain(of_workloads)
 }
 
 /// The families that a service has an address of; with node ports both, whatever addresses the node has just now.

@@ -7,6 +7,7 @@ use storage_schema::map;
 use storage_schema::resource::{self, Kind, LocalityPreference, NoEndpoints, Policy, ServicePort, WorkloadStatus};
 
 use crate::backings::Backings;
+use crate::direct::Redirect;
 use crate::owner::Owner;
 use crate::place::{Place, Said};
 
@@ -43,6 +44,8 @@ pub struct Workload {
     pub(crate) weight: u32,
     pub(crate) place: Place,
     pub(crate) backings: Backings,
+    /// If it has a waypoint. In a box: few have.
+    pub(crate) redirect: Option<Box<Redirect>>,
 }
 
 /// The node, likewise.
@@ -136,6 +139,10 @@ impl Workload {
             }
             .into(),
             backings: workload.services.iter().map(backing).collect(),
+            redirect: workload.waypoint.as_ref().map(|waypoint| {
+                let addresses = workload.addresses.clone().into();
+                Box::new(Redirect { addresses, waypoint: (waypoint.address, waypoint.port) })
+            }),
         }
     }
 }

@@ -287,7 +287,8 @@ fn service_key(cell: u32, payload: &Service) -> Result<ServiceKey, RecoveryError
 fn backend_key(cell: u32, payload: &Backend) -> Result<BackendKey, RecoveryError> {
     let family = Family::from_number(payload.family)
         .ok_or_else(|| damaged::<Backend>(format!("cell {cell} has no address family")))?;
-    Ok(BackendKey { workload: ResourceId(payload.id), port: u16::from_be(payload.port_be), family })
+    let is_waypoint = payload.flags & Backend::WAYPOINT != 0;
+    Ok(BackendKey { workload: ResourceId(payload.id), port: u16::from_be(payload.port_be), family, is_waypoint })
 }
 
 fn taken<P: CellTable, K: Copy + Eq + Hash + std::fmt::Debug>(

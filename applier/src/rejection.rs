@@ -65,17 +65,19 @@ pub enum Rejection {
         /// One of the workloads.
         workload: String,
     },
-    /// Two services want one destination.
-    #[error("Service {service}: {vip} port {port} belongs to Service {owner}")]
+    /// Two services, or workloads with a waypoint, want one destination.
+    #[error("{resource}: {address} {} belongs to {owner}", port_of(*.port))]
     DuplicateFrontend {
-        /// The service's name.
-        service: String,
-        /// The virtual address.
-        vip: IpAddr,
-        /// The port.
+        /// Who wants it.
+        resource: ResourceKey,
+        /// The field that has the address.
+        field: &'static str,
+        /// The address.
+        address: IpAddr,
+        /// The port; 0: every port.
         port: u16,
         /// Who has it.
-        owner: String,
+        owner: ResourceKey,
     },
     /// A second node configuration.
     #[error("Node {name}: this node is configured as {configured}: remove that one before, or in the same transaction")]
@@ -105,4 +107,9 @@ pub enum Rejection {
         /// Entries there are.
         capacity: u64,
     },
+}
+
+/// A destination's port, as a person calls it.
+pub fn port_of(port: u16) -> String {
+    if port == 0 { "on every port".to_owned() } else { format!("port {port}") }
 }

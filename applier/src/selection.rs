@@ -43,8 +43,14 @@ pub(crate) fn slots_max(policy: Policy, members: usize) -> u64 {
     }
 }
 
-/// The run of a service port; `cells` are those of its endpoints.
+/// The run of a service port; `cells` are those of its [backends](ServiceEntry::backends).
 pub(crate) fn run(entry: &ServiceEntry, cells: &[u32]) -> Vec<u32> {
+    let (waypoint, members) = cells.split_at(usize::from(entry.waypoint.is_some()));
+    let run = members_run(entry, members);
+    if waypoint.is_empty() { run } else { [waypoint, &run].concat() }
+}
+
+fn members_run(entry: &ServiceEntry, cells: &[u32]) -> Vec<u32> {
     match entry.policy {
         _ if cells.is_empty() => Vec::new(),
         map::Service::WEIGHTED => alias_table(&entry.weights, cells),
@@ -101,7 +107,7 @@ struct Order {
 
 impl Order {
     fn of(endpoint: BackendKey, slots: u32) -> Self {
-        let BackendKey { workload, port, family: _ } = endpoint;
+        let BackendKey { workload, port, .. } = endpoint;
         let word = |what: &str| ResourceId::named(Kind::Workload, &format!("{workload}/{port}/{what}")).0;
         let slots = u64::from(slots);
         Self { next: word("offset") % slots, skip: word("skip") % (slots - 1) + 1, slots }
@@ -128,7 +134,12 @@ mod tests {
     use crate::entry::Family;
 
     fn endpoints(count: u64) -> Vec<BackendKey> {
-        let key = |number: u64| BackendKey { workload: ResourceId(number * 77), port: 8080, family: Family::V4 };
+        let key = |number: u64| BackendKey {
+            workload: ResourceId(number * 77),
+            port: 8080,
+            family: Family::V4,
+            is_waypoint: false,
+        };
         (0..count).map(key).collect()
     }
 

@@ -7,7 +7,7 @@ use storage_schema::map::Capacities;
 use storage_schema::record::{Cause, Delta, Drained, Event, Origin, Transaction};
 use storage_schema::resource::{
     Affinity, Backing, Dns, Drain, DrainMode, Kind, LocalityMode, LocalityScope, Node, PortOverride, Resource,
-    ResourceKey, Service, ServicePort, Workload,
+    ResourceKey, Service, ServicePort, Waypoint, Workload,
 };
 
 const CAPACITIES: Capacities = Capacities { frontends: 4, services: 4, backends: 4, endpoints: 4 };
@@ -43,6 +43,16 @@ fn workload(uid: &str, service: &str) -> Delta {
         uid: uid.to_owned(),
         addresses: vec!["10.1.0.1".parse().expect("an address")],
         services: vec![Backing { service: service.to_owned(), ports: Vec::new() }],
+        ..Workload::default()
+    }))
+}
+
+/// A workload that backs nothing and has a waypoint.
+fn redirected(uid: &str, address: &str) -> Delta {
+    Delta::Upsert(Resource::Workload(Workload {
+        uid: uid.to_owned(),
+        addresses: vec![address.parse().expect("an address")],
+        waypoint: Some(Waypoint { address: "10.2.0.1".parse().expect("an address"), port: 15_008 }),
         ..Workload::default()
     }))
 }
@@ -201,6 +211,16 @@ fn what_belongs_to_another() {
         expect!["Service shop/db: 10.0.0.1 port 80 belongs to Service shop/web"],
     );
     refused(
+        vec![redirected("web-2", "10.1.0.2"), redirected("web-3", "10.1.0.2")],
+        expect!["Workload web-2: 10.1.0.2 on every port belongs to Workload web-3"],
+    );
+    let Delta::Upsert(Resource::Service(any_port)) = service("shop/db", "10.1.0.2") else { unreachable!() };
+    let any_port = Service { ports: Vec::new(), all_ports: true, ..any_port };
+    refused(
+        vec![redirected("web-2", "10.1.0.2"), Delta::Upsert(Resource::Service(any_port))],
+        expect!["Workload web-2: 10.1.0.2 on every port belongs to Service shop/db"],
+    );
+    refused(
         vec![node("there")],
         expect!["Node there: this node is configured as here: remove that one before, or in the same transaction"],
     );
@@ -226,6 +246,22 @@ fn destinations_change_hands_within_one_transaction() {
         .admit(&transaction(vec![remove(Kind::Workload, "web-1"), remove(Kind::Service, "shop/web")]), &CAPACITIES)
         .expect("nothing is left that refers to the service");
     assert_eq!(model.usage().backends, 0);
+}
+
+#[test]
+fn addresses_of_workloads_change_hands_within_one_transaction() {
+    let mut model = Model::default();
+    model.admit(&transaction(vec![redirected("a", "10.1.0.1"), redirected("b", "10.1.0.2")]), &CAPACITIES).unwrap();
+    assert_eq!((model.usage().frontends, model.usage().services, model.usage().backends), (2, 2, 2));
+    let swap = vec![redirected("b", "10.1.0.1"), redirected("a", "10.1.0.2")];
+    let changes = model.admit(&transaction(swap), &CAPACITIES).expect("each address has one owner").changes;
+    assert_eq!(changes.frontends, plan::everything(&model).frontends);
+    // A service's own ports come before every port of the workload.
+    model.admit(&transaction(vec![service("shop/web", "10.1.0.1")]), &CAPACITIES).expect("another destination");
+    assert_eq!(model.usage().frontends, 3);
+    let gone = vec![remove(Kind::Workload, "a"), remove(Kind::Workload, "b"), remove(Kind::Service, "shop/web")];
+    model.admit(&transaction(gone), &CAPACITIES).expect("nothing refers to them");
+    assert_eq!(model.usage(), Model::default().usage());
 }
 
 fn by(source: &str, deltas: Vec<Delta>) -> Transaction {

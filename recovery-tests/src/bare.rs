@@ -5,7 +5,7 @@ use applier::{Options, Pipeline, Target};
 use decision::Verdict;
 use journal::Journal;
 use loader::Datapath;
-use storage_schema::map::{Capacities, FrontendKey, Stamp};
+use storage_schema::map::{Capacities, Stamp};
 use storage_schema::record::{Delta, Origin, Transaction};
 use storage_schema::resource::Resource;
 use tokio::runtime::Runtime;
@@ -100,13 +100,7 @@ impl Bare {
         let control = generation.control().expect("it can be read").expect("it is of this ABI");
         assert_eq!(control.active_epoch, stamp.epoch, "the state stood still");
         let tables = KernelTables::open(generation, generation.capacities().expect("pins")).expect("a generation");
-        let dialled = FrontendKey {
-            address: stamp.original_address,
-            port_be: stamp.original_port_be,
-            protocol: stamp.protocol,
-            reserved: 0,
-        };
-        decision::decide(&View(&tables), stamp.epoch, &dialled, stamp.entropy)
+        decision::decide_again(&View(&tables), stamp)
     }
 
     fn block_on<T>(&self, ask: impl AsyncFnOnce(&Pipeline) -> T) -> T {

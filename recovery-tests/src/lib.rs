@@ -1,6 +1,7 @@
 //! Tests of the real agent: started, killed, restarted, upgraded, while real connections run.
 //!
 //! * [`sandbox`]: a network namespace, a BPF file system, a cgroup and a directory that are nobody else's; gone afterwards.
+//! * [`elsewhere`]: a second network namespace, for servers that are not to be in their clients' own.
 //! * [`agent`]: the `holdfast` binary as a process, and what one can do to it.
 //! * [`echo`], [`connection`], [`worker`]: servers, checked connections, and the process in the cgroup that opens them.
 //! * [`world`]: random transactions that an agent must accept; [`crowd`]: very many services; [`moves`]: a mesh that moves
@@ -22,6 +23,7 @@ pub mod bare;
 pub mod connection;
 pub mod crowd;
 pub mod echo;
+pub mod elsewhere;
 pub mod moves;
 pub mod oracle;
 pub mod peer;

@@ -73,18 +73,40 @@ impl State {
         })
     }
 
-    /// How TCP connections to `destination` may end.
+    /// How TCP connections to `destination` may end, unless a waypoint makes them.
     pub fn expected(&self, destination: SocketAddr) -> Expected {
+        match self.waypoint_at(destination) {
+            None => self.expected_of_waypoint(destination),
+            Some(waypoint) if waypoint.is_ipv4() == destination.is_ipv4() => Expected::OneOf([waypoint].into()),
+            Some(_) => self.without_backend(self.service_at(destination).map(|(service, _)| service)),
+        }
+    }
+
+    /// The same, for those that the destination's waypoint makes, where it has one of its address family.
+    pub fn expected_of_waypoint(&self, destination: SocketAddr) -> Expected {
         let Some((service, port)) = self.service_at(destination) else { return Expected::Untranslated };
         let backends = self.backends(service, port, destination);
-        if !backends.is_empty() {
-            return Expected::OneOf(backends);
-        }
+        if backends.is_empty() { self.without_backend(Some(service)) } else { Expected::OneOf(backends) }
+    }
+
+    fn without_backend(&self, service: Option<&Service>) -> Expected {
         let of_node = self.node().map(|node| node.no_endpoints).unwrap_or_default();
-        match service.no_endpoints.unwrap_or(of_node) {
+        match service.and_then(|service| service.no_endpoints).unwrap_or(of_node) {
             NoEndpoints::Refuse => Expected::Refused,
             NoEndpoints::Pass => Expected::Untranslated,
         }
+    }
+
+    /// The waypoint of what is reached at a destination over TCP: of a service, or else of the workload whose address it is.
+    pub fn waypoint_at(&self, destination: SocketAddr) -> Option<SocketAddr> {
+        let waypoint = match self.service_at(destination) {
+            Some((service, _)) => service.waypoint.as_ref(),
+            None => {
+                let mut workloads = self.workloads().filter(|one| one.addresses.contains(&destination.ip()));
+                workloads.find_map(|workload| workload.waypoint.as_ref())
+            }
+        };
+        waypoint.map(|waypoint| SocketAddr::new(waypoint.address, waypoint.port))
     }
 
     /// The service that is reached at a destination over TCP, and the port of its that is; `None`: any port.
@@ -111,10 +133,6 @@ impl State {
 
     /// Where connections may go.
     fn backends(&self, service: &Service, port: Option<&ServicePort>, dialled: SocketAddr) -> BTreeSet<SocketAddr> {
-        if let Some(waypoint) = &service.waypoint {
-            let address = SocketAddr::new(waypoint.address, waypoint.port);
-            return [address].into_iter().filter(|address| address.is_ipv4() == dialled.is_ipv4()).collect();
-        }
         for status in [WorkloadStatus::Healthy, WorkloadStatus::Terminating] {
             let members = self.workloads().filter(|workload| workload.status == status);
             let members = members.filter_map(|workload| Some((workload, backend(workload, service, port, dialled)?)));

@@ -26,6 +26,8 @@ const WORKLOADS: u16 = 8;
 const VIPS: u16 = 6;
 const PORTS: [(u16, u16); 2] = [(80, 8080), (443, 8443)];
 const OVERRIDE_PORT: u16 = 9080;
+/// Nobody listens here.
+pub const SILENT_PORT: u16 = 15_008;
 
 /// All destinations that a service of this mesh may have.
 pub fn destinations() -> impl Iterator<Item = SocketAddr> {
@@ -75,6 +77,7 @@ pub fn enrich(transaction: &mut Transaction, random: &mut impl RngCore) {
                 workload.weight = *[0, 1, 1, 5].choose(random).expect("there are some");
                 workload.locality = locality(random);
                 workload.node = String::from(if random.random() { "node" } else { "other" });
+                workload.waypoint = random.random_ratio(1, 4).then(|| waypoint(random));
             }
             Delta::Upsert(Resource::Node(node)) => {
                 node.locality = locality(random);
@@ -85,13 +88,30 @@ pub fn enrich(transaction: &mut Transaction, random: &mut impl RngCore) {
     }
 }
 
-/// The destinations that [`enrich`] adds: external addresses, ports of the node, and ports that no service names.
+/// The destinations that [`enrich`] adds: external addresses, ports of the node, ports that no service names, and the workloads'
+/// own addresses.
 pub fn more_destinations() -> impl Iterator<Item = SocketAddr> {
     let external = (0..SERVICES).flat_map(|number| PORTS.map(|(port, _)| SocketAddr::new(external(number), port)));
     let ports = (0..SERVICES).map(node_port);
     let on_node = ports.flat_map(|port| NODE_ADDRESSES.map(|address| SocketAddr::new(address, port)));
     let unnamed = (0..VIPS).flat_map(|vip| vips(vip).map(|address| SocketAddr::new(address, BACKEND_PORTS[0])));
-    external.chain(on_node).chain(unnamed)
+    let workloads = (0..WORKLOADS).flat_map(backend_addresses);
+    let direct =
+        workloads.flat_map(|address| [BACKEND_PORTS[0], SILENT_PORT].map(|port| SocketAddr::new(address, port)));
+    external.chain(on_node).chain(unnamed).chain(direct)
+}
+
+/// A waypoint: one that listens, if the backends do, or one that does not.
+fn waypoint(random: &mut impl RngCore) -> Waypoint {
+    let [v4, v6] = backend_addresses(WORKLOADS - 1);
+    let (is_v4, listens): (bool, bool) = (random.random(), random.random());
+    let port = if listens { OVERRIDE_PORT } else { SILENT_PORT };
+    Waypoint { address: if is_v4 { v4 } else { v6 }, port }
+}
+
+/// Whether an address is a workload's.
+pub fn is_backend(address: IpAddr) -> bool {
+    (0..WORKLOADS).flat_map(backend_addresses).any(|own| own == address)
 }
 
 const NODE_ADDRESSES: [IpAddr; 2] =
@@ -132,10 +152,8 @@ fn enrich_service(service: &mut Service, random: &mut impl RngCore) {
     if random.random() {
         service.ports[0].node_port = node_port(number);
     }
-    if random.random_ratio(1, 6) {
-        let [v4, v6] = backend_addresses(WORKLOADS - 1);
-        let address = if random.random() { v4 } else { v6 };
-        service.waypoint = Some(Waypoint { address, port: OVERRIDE_PORT });
+    if random.random_ratio(1, 4) {
+        service.waypoint = Some(waypoint(random));
     }
 }
 

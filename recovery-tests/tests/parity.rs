@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use applier::tables::{KernelTables, MemoryTables, Tables, View};
 use applier::{Applier, ApplyError, Identity, Model, Pipeline, Target};
-use decision::Verdict;
+use decision::{Again, Verdict};
 use journal::Journal;
 use loader::{Datapath, Options};
 use rand::Rng;
@@ -17,12 +17,12 @@ use recovery_tests::oracle::{Expected, State};
 use recovery_tests::requirements::kernel_is_usable;
 use recovery_tests::sandbox::Sandbox;
 use recovery_tests::seed::{Seed, count_from_environment};
-use recovery_tests::stamped::{Attempt, Enrolled, attempt};
+use recovery_tests::stamped::{Attempt, Enrolled, attempt, ends};
 use recovery_tests::world;
 use rustix::io::Errno;
 use storage_schema::id::Epoch;
 use storage_schema::map::{Capacities, FrontendKey, Stamp, key};
-use storage_schema::resource::{Policy, Protocol, Service, ServicePort};
+use storage_schema::resource::{Policy, Protocol};
 
 /// States of the tables; `HOLDFAST_TABLES` says otherwise.
 const TABLES: u64 = 1_000;
@@ -51,7 +51,8 @@ fn kernel_and_host_decide_alike() {
     let mut model = Model::default();
     // A service with any port leads to whichever port was dialled.
     let [first, second, third] = world::BACKEND_PORTS;
-    let _server = EchoServer::start(&[first, second, third, 80, 443]).expect("free ports in a new namespace");
+    let listening = [first, second, third, 80, 443];
+    let _server = EchoServer::start(&listening).expect("free ports in a new namespace");
     let _enrolled = Enrolled::in_cgroup_of(&sandbox);
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
 
@@ -84,11 +85,16 @@ fn kernel_and_host_decide_alike() {
             let to = *destinations.choose(&mut random).expect("there are destinations");
             let attempt = attempt(&datapath, to, random.random());
             let key = FrontendKey::new(to.ip(), to.port(), Protocol::Tcp.number());
-            let verdict = check(&attempt, &key, Epoch(head.lsn.0), &kernel);
+            // Whoever dials where a waypoint listens is that waypoint.
+            let waypoint = state.waypoint_at(to).filter(|waypoint| waypoint.is_ipv4() == to.is_ipv4());
+            let from_waypoint = waypoint.is_some_and(|waypoint| listening.contains(&waypoint.port()));
+            let verdict = check(&attempt, &key, Epoch(head.lsn.0), from_waypoint, &kernel);
             let entropy = attempt.stamp.map_or_else(|| random.random(), |stamp| stamp.entropy);
-            let epoch = head.lsn.0;
-            assert_eq!(decision::decide(&View(memory.tables()), epoch, &key, entropy), verdict, "memory tables");
-            check_resources(&attempt, to, &state);
+            let (epoch, words) = (head.lsn.0, Again { entropy, from_waypoint });
+            assert_eq!(decision::decide_with(&View(memory.tables()), epoch, &key, &words), verdict, "memory tables");
+            let expected = if from_waypoint { state.expected_of_waypoint(to) } else { state.expected(to) };
+            let answers = world::is_backend(to.ip()) && listening.contains(&to.port());
+            check_resources(&attempt, to, answers, &expected);
             seen.note(&state, to, &verdict);
         }
     }
@@ -112,8 +118,7 @@ impl Seen {
     fn note(&mut self, state: &State, to: SocketAddr, verdict: &Verdict) {
         *self.outcomes.entry((name(verdict), to.is_ipv4())).or_default() += 1;
         let Verdict::Forward { entropy, .. } = verdict else { return };
-        let (service, port) = state.service_at(to).expect("what is forwarded is a service's");
-        let way = way(service, port, to);
+        let way = way(state, to, verdict);
         *self.ways.entry(way).or_default() += 1;
         if way.0 == "maglev" {
             self.clients.insert(*entropy);
@@ -122,11 +127,12 @@ impl Seen {
 
     fn check_complete(&self) {
         assert_eq!(self.clients.len(), 1, "all of them are one client: {:?}", self.clients);
-        for policy in ["random", "weighted", "maglev", "waypoint"] {
+        for policy in ["random", "weighted", "maglev", "waypoint", "from a waypoint"] {
             for way in ["address", "node port", "any port"] {
                 assert!(self.ways.contains_key(&(policy, way)), "no {policy} by {way}: the test missed a case");
             }
         }
+        assert!(self.ways.contains_key(&("waypoint", "workload")), "no workload's waypoint: the test missed a case");
         for outcome in ["forward", "refuse", "pass"] {
             for v4 in [true, false] {
                 let seen = self.outcomes.contains_key(&(outcome, v4));
@@ -148,26 +154,29 @@ fn shown(datapath: &Datapath, epoch: Epoch) -> KernelTables {
 }
 
 /// What the host decides on the kernel's own tables, against what the kernel did.
-fn check(attempt: &Attempt, key: &FrontendKey, epoch: Epoch, kernel: &impl Tables) -> Verdict {
+fn check(attempt: &Attempt, key: &FrontendKey, epoch: Epoch, from_waypoint: bool, kernel: &impl Tables) -> Verdict {
     let Some(stamp) = attempt.stamp else {
-        let verdict = decision::decide(&View(kernel), epoch.0, key, 0);
+        let verdict = decision::decide_with(&View(kernel), epoch.0, key, &Again { entropy: 0, from_waypoint });
         assert_eq!(verdict, Verdict::Pass, "no stamp, but the host has a decision: {attempt:?}");
-        assert!(attempt.arrived.is_err(), "nobody listens on a virtual address: {attempt:?}");
         return verdict;
     };
     assert_eq!(Epoch(stamp.epoch), epoch, "the state stood still");
     assert_eq!((stamp.original_address, stamp.original_port_be), (key.address, key.port_be), "{attempt:?}");
-    let verdict = decision::decide(&View(kernel), stamp.epoch, key, stamp.entropy);
+    let verdict = decision::decide_again(&View(kernel), &stamp);
     match verdict {
         Verdict::Forward { service, backend, address, port_be, entropy, flags } => {
             assert_eq!((stamp.outcome, stamp.service, stamp.backend), (Stamp::FORWARDED, service, backend));
             assert_eq!((stamp.entropy, stamp.flags), (entropy, flags));
-            assert_eq!(flags & Stamp::WAYPOINT != 0, backend == service, "a waypoint is the service's own");
+            assert_eq!(flags & Stamp::WAYPOINT != 0, backend == service, "a waypoint is what was dialled's own");
             let chosen = SocketAddr::new(key::address_from_words(address), u16::from_be(port_be));
-            assert_eq!(attempt.arrived, Ok(chosen), "{stamp:?}");
+            assert_eq!(ends(&stamp).1, chosen, "{stamp:?}");
+            // A waypoint that listens here is not sent to from here.
+            let arrived = if flags & Stamp::WAYPOINT == 0 { Ok(chosen) } else { Err(Errno::CONNREFUSED) };
+            assert_eq!(attempt.arrived, arrived, "{stamp:?}");
         }
-        Verdict::Refuse { service } => {
+        Verdict::Refuse { service, flags } => {
             assert_eq!((stamp.outcome, stamp.service, stamp.backend), (Stamp::REFUSED, service, 0));
+            assert_eq!(stamp.flags, flags);
             assert_eq!(attempt.arrived, Err(Errno::CONNREFUSED));
         }
         Verdict::Pass => panic!("stamped, but the host lets it pass: {attempt:?}"),
@@ -176,22 +185,29 @@ fn check(attempt: &Attempt, key: &FrontendKey, epoch: Epoch, kernel: &impl Table
 }
 
 /// What the resources allow, worked out without tables.
-fn check_resources(attempt: &Attempt, to: SocketAddr, state: &State) {
-    match (state.expected(to), &attempt.arrived, &attempt.stamp) {
-        (Expected::OneOf(backends), Ok(peer), Some(_)) => assert!(backends.contains(peer), "{peer} of {backends:?}"),
+fn check_resources(attempt: &Attempt, to: SocketAddr, answers: bool, expected: &Expected) {
+    match (expected, &attempt.arrived, &attempt.stamp) {
+        (Expected::OneOf(backends), _, Some(stamp)) if stamp.outcome == Stamp::FORWARDED => {
+            let (_, peer) = ends(stamp);
+            assert!(backends.contains(&peer), "{peer} of {backends:?}");
+        }
         (Expected::Refused, Err(_), Some(stamp)) => assert_eq!(stamp.outcome, Stamp::REFUSED),
-        (Expected::Untranslated, Err(_), None) => {}
+        (Expected::Untranslated, Ok(peer), None) if answers => assert_eq!(*peer, to),
+        (Expected::Untranslated, Err(_), None) if !answers => {}
         (expected, ..) => panic!("{to} should be {expected:?}, and is {attempt:?}"),
     }
 }
 
 /// By which policy a service chooses, and how it was reached.
-fn way(service: &Service, port: Option<&ServicePort>, to: SocketAddr) -> (&'static str, &'static str) {
-    let policy = match (&service.waypoint, service.load_balancing.policy) {
-        (Some(_), _) => "waypoint",
-        (None, Policy::Random) => "random",
-        (None, Policy::Weighted) => "weighted",
-        (None, Policy::Maglev) => "maglev",
+fn way(state: &State, to: SocketAddr, verdict: &Verdict) -> (&'static str, &'static str) {
+    let Some((service, port)) = state.service_at(to) else { return ("waypoint", "workload") };
+    let Verdict::Forward { flags, .. } = verdict else { unreachable!("only what is forwarded has a way") };
+    let policy = match service.load_balancing.policy {
+        _ if flags & Stamp::WAYPOINT != 0 => "waypoint",
+        _ if flags & Stamp::FROM_WAYPOINT != 0 => "from a waypoint",
+        Policy::Random => "random",
+        Policy::Weighted => "weighted",
+        Policy::Maglev => "maglev",
     };
     let way = match port {
         None => "any port",

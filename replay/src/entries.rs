@@ -29,17 +29,21 @@ struct Entry {
     fields: BTreeMap<String, Value>,
 }
 
-/// The names behind numbers.
+/// The resources behind numbers.
 #[derive(Debug, Default)]
-pub(crate) struct Names(HashMap<ResourceId, String>);
+pub(crate) struct Names(HashMap<ResourceId, (Kind, String)>);
 
 impl Names {
     pub(crate) fn add(&mut self, kind: Kind, name: &str) {
-        self.0.insert(ResourceId::named(kind, name), name.to_owned());
+        self.0.insert(ResourceId::named(kind, name), (kind, name.to_owned()));
     }
 
     pub(crate) fn get(&self, id: ResourceId) -> String {
-        self.0.get(&id).cloned().unwrap_or_else(|| id.to_string())
+        self.0.get(&id).map_or_else(|| id.to_string(), |(_, name)| name.clone())
+    }
+
+    pub(crate) fn key(&self, id: ResourceId) -> Option<ResourceKey> {
+        self.0.get(&id).map(|(kind, name)| ResourceKey::new(*kind, name.clone()))
     }
 }
 
@@ -69,15 +73,14 @@ impl TableEntries {
         let mut all = Self::default();
         for (key, service) in frontends {
             let Some(service) = service else { continue };
-            let mut entry = Entry::of(Kind::Service, service.service, names);
+            let mut entry = Entry::of(service.service, names);
             entry.set("service", service_name(service, names));
             all.entries.insert((name::FRONTENDS, dump::destination(key)), entry);
         }
         for (key, service) in services {
-            let Some(ServiceEntry { policy, flags, affinity, endpoints, weights, table_slots }) = service else {
-                continue;
-            };
-            let mut entry = Entry::of(Kind::Service, key.service, names);
+            let Some(service) = service else { continue };
+            let ServiceEntry { policy, flags, affinity, waypoint, endpoints, weights, table_slots } = service;
+            let mut entry = Entry::of(key.service, names);
             entry.set("policy", dump::policy(*policy));
             if *flags != 0 {
                 entry.set("flags", dump::service_flags(*flags));
@@ -88,9 +91,15 @@ impl TableEntries {
             if *table_slots > 0 {
                 entry.set("table_slots", table_slots.to_string());
             }
-            for (number, endpoint) in endpoints.iter().enumerate() {
+            let address = |endpoint: &BackendKey| {
                 let address = backends.get(endpoint).copied().flatten();
-                let address = address.map_or_else(|| "-".to_owned(), |words| socket_address(words, endpoint.port));
+                address.map_or_else(|| "-".to_owned(), |words| socket_address(words, endpoint.port))
+            };
+            if let Some(waypoint) = waypoint {
+                entry.set("waypoint", address(waypoint));
+            }
+            for (number, endpoint) in endpoints.iter().enumerate() {
+                let address = address(endpoint);
                 let weight = weights.get(number).map(|weight| format!(", weight {weight}")).unwrap_or_default();
                 entry.set(&format!("endpoints[{}]", backend_name(endpoint, names)), format!("{address}{weight}"));
             }
@@ -98,7 +107,7 @@ impl TableEntries {
         }
         for (key, address) in backends {
             let Some(address) = address else { continue };
-            let mut entry = Entry::of(Kind::Workload, key.workload, names);
+            let mut entry = Entry::of(key.workload, names);
             entry.set("address", socket_address(*address, key.port));
             all.entries.insert((name::BACKENDS, backend_name(key, names)), entry);
         }
@@ -138,8 +147,8 @@ impl TableEntries {
 }
 
 impl Entry {
-    fn of(kind: Kind, id: ResourceId, names: &Names) -> Self {
-        Self { owner: Some(ResourceKey::new(kind, names.get(id))), fields: BTreeMap::new() }
+    fn of(id: ResourceId, names: &Names) -> Self {
+        Self { owner: names.key(id), fields: BTreeMap::new() }
     }
 
     fn set(&mut self, field: &str, value: String) {
@@ -155,8 +164,9 @@ fn service_name(key: &ServiceKey, names: &Names) -> String {
 
 /// `cart-1:8080 IPv4`.
 fn backend_name(key: &BackendKey, names: &Names) -> String {
-    let BackendKey { workload, port, family } = *key;
-    format!("{}:{port} {}", names.get(workload), family_name(family))
+    let BackendKey { workload, port, family, is_waypoint } = *key;
+    let kind = if is_waypoint { "waypoint of " } else { "" };
+    format!("{kind}{}:{port} {}", names.get(workload), family_name(family))
 }
 
 const fn family_name(family: Family) -> &'static str {

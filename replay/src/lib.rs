@@ -18,6 +18,7 @@
 
 #![forbid(unsafe_code)]
 
+mod asked;
 mod blame;
 mod cause;
 mod diff;

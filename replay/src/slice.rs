@@ -1,6 +1,6 @@
 //! The part of a state that one connection depends on.
 //!
-//! A decision reads one frontend, its service, that service's backends and the node. So the tables of the few resources that these
+//! A decision reads one frontend, its service or workload, that one's backends and the node. So the tables of the few resources that these
 //! follow from say the same about a connection as those of the whole state, and are made in no time. More than is needed may be
 //! chosen; what is left out has no address in common with what the client dials.
 
@@ -27,7 +27,7 @@ pub(crate) type Known<R> = (R, Lsn);
 pub(crate) struct Slice {
     /// Services that have the address, by name.
     pub(crate) services: BTreeMap<String, Known<Service>>,
-    /// Workloads that back them, by uid.
+    /// Workloads that back them, or have the address and a waypoint before it, by uid.
     pub(crate) workloads: BTreeMap<String, Known<Workload>>,
     /// The node.
     pub(crate) node: Option<Known<Node>>,
@@ -62,7 +62,8 @@ impl Slice {
         let (mut workloads, mut client) = (BTreeMap::new(), None);
         for stored in state.of_kind(Kind::Workload) {
             let ArchivedResource::Workload(archived) = access(stored)? else { continue };
-            if archived.services.iter().any(|backing| services.contains_key(backing.service.as_str()))
+            let backs = archived.services.iter().any(|backing| services.contains_key(backing.service.as_str()));
+            if (backs || archived.waypoint.is_some() && has_address(archived, to))
                 && let Resource::Workload(workload) = chosen.take(stored)?
             {
                 workloads.insert(workload.uid.clone(), (workload, stored.changed_lsn));

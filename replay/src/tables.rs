@@ -6,7 +6,7 @@ use applier::entry::Changes;
 use applier::recovery::Identity;
 use applier::tables::{MemoryTables, View};
 use applier::{Applier, Model, sizing};
-use decision::Verdict;
+use decision::{Again, Verdict};
 use journal::State;
 use storage_schema::id::{BootId, StoreId};
 use storage_schema::map::{Capacities, FrontendKey};
@@ -42,9 +42,9 @@ impl PastTables {
         Ok(Self { applier })
     }
 
-    /// Where a connection to `destination` goes with this random word.
-    pub(crate) fn decide(&self, destination: &FrontendKey, entropy: u32) -> Verdict {
-        decision::decide(&View(self.applier.tables()), self.applier.active().0, destination, entropy)
+    /// Where a connection to `destination` goes.
+    pub(crate) fn decide(&self, destination: &FrontendKey, words: &Again) -> Verdict {
+        decision::decide_with(&View(self.applier.tables()), self.applier.active().0, destination, words)
     }
 }
 

@@ -6,16 +6,17 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
-use applier::entry::{BackendKey, Changes, Family, ServiceKey};
+use applier::entry::{BackendKey, Family};
 use applier::{dump, plan};
 use decision::Verdict;
 use serde::{Deserialize, Serialize};
 use storage_schema::id::{Lsn, ResourceId};
-use storage_schema::map::{FrontendKey, Stamp, key::address_from_words};
+use storage_schema::map::{Stamp, key::address_from_words};
 use storage_schema::resource::{Kind, NoEndpoints, ResourceKey, Service, Workload, WorkloadStatus};
 
+use crate::asked::{Asked, Dialled};
 use crate::blame::Blame;
-use crate::slice::{Known, Slice};
+use crate::slice::Slice;
 use crate::tables::{PastTables, destination};
 use crate::{Cause, HistoryStep, Moment, Past, ReplayError};
 
@@ -25,6 +26,8 @@ const SAMPLES: u32 = 1 << 16;
 const LATER_MAX: usize = 16;
 /// Fields of a service on which it depends what leads to it.
 const FRONTEND: [&str; 4] = ["vips", "externalAddresses", "ports", "allPorts"];
+/// Fields of a workload on which it depends whether its own addresses lead to a waypoint.
+const REDIRECT: [&str; 2] = ["addresses", "waypoint"];
 /// Fields of a workload on which it depends whether it is a candidate.
 const CANDIDACY: [&str; 6] = ["addresses", "status", "services", "weight", "locality", "network"];
 
@@ -98,7 +101,7 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Step {
-    /// `client`, `dns`, `frontend`, `policy`, `backends`, `no backend`.
+    /// `client`, `dns`, `frontend`, `waypoint`, `policy`, `backends`, `no backend`.
     pub step: String,
     /// What is the case.
     pub says: String,
@@ -145,7 +148,7 @@ pub struct Excluded {
 pub struct Choice {
     /// The random word.
     pub entropy: u32,
-    /// The workload; not given: the connection went to none, as one to the DNS proxy does.
+    /// The workload; not given: the connection went to none, or to a waypoint or the DNS proxy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<String>,
     /// Where it went.
@@ -167,10 +170,11 @@ impl Past {
         let changes = plan::everything(&slice.model);
         let tables = PastTables::of(&state, &slice.model, changes.clone(), self.reader.store_id())?;
         let key = destination(connection.to, connection.protocol);
-        let outcomes = sample(&tables, &key);
-        let looks_up = outcomes.iter().any(|(verdict, _)| goes_to_dns_proxy(verdict));
-        let service = if looks_up { None } else { service_of(&changes, &key, &slice) };
-        let asked = Asked { slice: &slice, changes: &changes, key: &key, looks_up, service };
+        let mut asked = Asked::of(&slice, &changes, &key, connection.from);
+        let outcomes = sample(&tables, &asked);
+        if outcomes.iter().any(|(verdict, _)| goes_to_dns_proxy(verdict)) {
+            asked.goes_to_dns_proxy();
+        }
         let outcome = outcome_of(&outcomes);
         let mut blame = Blame::of(&self.reader, asked.traced(), lsn)?;
         let (candidates, excluded) = asked.backends(&outcomes, &mut blame)?;
@@ -214,9 +218,12 @@ impl Past {
         entropy: u32,
         lsn: Lsn,
     ) -> Result<Choice, ReplayError> {
-        let (workload, address, later) = match tables.decide(asked.key, entropy) {
+        let (workload, address, later) = match tables.decide(asked.key, &asked.words(entropy)) {
             Verdict::Forward { address, port_be, .. } if asked.looks_up => {
                 (None, socket_address(address, u16::from_be(port_be)), Vec::new())
+            }
+            Verdict::Forward { address, port_be, flags, .. } if flags & Stamp::WAYPOINT != 0 => {
+                (None, format!("the waypoint {}", socket_address(address, u16::from_be(port_be))), Vec::new())
             }
             Verdict::Forward { backend, address, port_be, .. } => {
                 let uid = asked.slice.names.get(ResourceId(backend));
@@ -233,13 +240,13 @@ impl Past {
 }
 
 /// How often each verdict comes, for random words that lie evenly in their high and, independently, in their low half (a Hammersley set).
-fn sample(tables: &PastTables, key: &FrontendKey) -> Vec<(Verdict, u32)> {
+fn sample(tables: &PastTables, asked: &Asked<'_>) -> Vec<(Verdict, u32)> {
     let mut forwards: BTreeMap<(u64, [u32; 4], u16), (Verdict, u32)> = BTreeMap::new();
     let (mut refused, mut passed): (Option<Verdict>, u32) = (None, 0);
     let mut refusals = 0;
     for number in 0..SAMPLES {
         let word = (number << 16) | (number.reverse_bits() >> 16);
-        match tables.decide(key, word) {
+        match tables.decide(asked.key, &asked.words(word)) {
             verdict @ Verdict::Forward { backend, address, port_be, .. } => {
                 forwards.entry((backend, address, port_be)).or_insert((verdict, 0)).1 += 1;
             }
@@ -266,46 +273,16 @@ fn goes_to_dns_proxy(verdict: &Verdict) -> bool {
     matches!(verdict, Verdict::Forward { flags, .. } if flags & Stamp::DNS != 0)
 }
 
-/// The service port that a destination leads to, by the service's name.
-fn service_of(changes: &Changes, key: &FrontendKey, slice: &Slice) -> Option<(String, ServiceKey)> {
-    let service = changes.frontends.get(key).copied().flatten()?;
-    Some((slice.names.get(service.service), service))
-}
-
-/// A connection, and what it depends on.
-struct Asked<'a> {
-    slice: &'a Slice,
-    changes: &'a Changes,
-    key: &'a FrontendKey,
-    /// Whether it goes to the node's DNS proxy.
-    looks_up: bool,
-    service: Option<(String, ServiceKey)>,
-}
-
 impl Asked<'_> {
-    /// Everything whose history matters: the service, the node and the client first.
-    fn traced(&self) -> Vec<ResourceKey> {
-        let services = self.slice.services.keys().map(|name| ResourceKey::new(Kind::Service, name.clone()));
-        let node = self.slice.node.iter().map(|(node, _)| ResourceKey::new(Kind::Node, node.name.clone()));
-        let client = self.slice.client.iter().map(|(client, _)| ResourceKey::new(Kind::Workload, client.uid.clone()));
-        let members = self.members().map(|(uid, _)| ResourceKey::new(Kind::Workload, uid.clone()));
-        services.chain(node).chain(client).chain(members).collect()
-    }
-
-    /// The workloads that back the service.
-    fn members(&self) -> impl Iterator<Item = (&String, &Known<Workload>)> {
-        let service = self.service.as_ref().map(|(name, _)| name);
-        self.slice.workloads.iter().filter(move |(_, (workload, _))| {
-            service.is_some_and(|service| workload.services.iter().any(|backing| backing.service == *service))
-        })
-    }
-
     fn backends(
         &self,
         outcomes: &[(Verdict, u32)],
         blame: &mut Blame<'_>,
     ) -> Result<(Vec<Candidate>, Vec<Excluded>), ReplayError> {
         let (mut candidates, mut excluded) = (Vec::new(), Vec::new());
+        if self.dialled.as_ref().is_some_and(|dialled| dialled.waypoint.is_some()) && !self.from_waypoint {
+            return Ok((candidates, excluded));
+        }
         let mut shares: BTreeMap<u64, Vec<([u32; 4], u16, u32)>> = BTreeMap::new();
         for (verdict, count) in outcomes {
             if let Verdict::Forward { backend, address, port_be, .. } = verdict {
@@ -338,14 +315,16 @@ impl Asked<'_> {
 
     /// Why a workload of the service gets nothing, and the fields that say so.
     fn why_not(&self, workload: &Workload) -> (String, &'static [&'static str]) {
-        let Some((_, service)) = &self.service else { return ("it backs no service here".to_owned(), &["services"]) };
-        let of_family = |address: &IpAddr| Family::of(*address) == service.family;
-        let family = match service.family {
+        let Some(Dialled { port, .. }) = &self.dialled else {
+            return ("it backs no service here".to_owned(), &["services"]);
+        };
+        let of_family = |address: &IpAddr| Family::of(*address) == port.family;
+        let family = match port.family {
             Family::V4 => "IPv4",
             Family::V6 => "IPv6",
         };
         let id = ResourceId::named(Kind::Workload, &workload.uid);
-        let listens = |key: &BackendKey| key.workload == id && key.family == service.family;
+        let listens = |key: &BackendKey| key.workload == id && key.family == port.family && !key.is_waypoint;
         match workload.status {
             WorkloadStatus::Unhealthy => ("it is unhealthy".to_owned(), &["status"]),
             _ if !workload.addresses.iter().any(of_family) => (format!("it has no {family} address"), &["addresses"]),
@@ -382,29 +361,44 @@ impl Asked<'_> {
             add("dns", format!("what is sent to port 53 goes to {key}'s DNS proxy {proxy}"), Some(cause));
             return Ok(steps);
         }
-        let Some((name, service)) = &self.service else {
+        let Some(Dialled { owner: key, changed_lsn, port, service, waypoint }) = &self.dialled else {
             let (says, cause) = self.no_frontend(blame)?;
             add("frontend", says, cause);
             return Ok(steps);
         };
-        let (resource, changed_lsn) = &self.slice.services[name];
-        let key = ResourceKey::new(Kind::Service, name.clone());
-        let frontend = blame.of_fields(&key, &FRONTEND, *changed_lsn)?;
-        add("frontend", format!("{} is {key}, port {}", dump::destination(self.key), service.port), Some(frontend));
-        let policy = blame.of_fields(&key, &["loadBalancing"], *changed_lsn)?;
-        add("policy", policy_of(resource), Some(policy));
-        let (members, distinct) = (self.members().count(), candidates.len());
-        let newest = candidates.iter().map(|candidate| &candidate.cause).max_by_key(|cause| cause.lsn).cloned();
-        add("backends", format!("{distinct} of {members} workloads that back it may be chosen"), newest);
-        if candidates.is_empty() {
+        let destination = dump::destination(self.key);
+        let (says, fields) = match service {
+            Some(_) => (format!("{destination} is {key}, port {}", port.port), &FRONTEND[..]),
+            None => (format!("{destination} is {key} itself"), &REDIRECT[..]),
+        };
+        add("frontend", says, Some(blame.of_fields(key, fields, *changed_lsn)?));
+        if let Some(waypoint) = waypoint {
+            let address = SocketAddr::new(waypoint.address, waypoint.port);
+            let says = if self.from_waypoint {
+                format!("the client is its waypoint {address}, which connections of its own do not go back to")
+            } else {
+                format!("it has the waypoint {address}, which all connections of that address family go to")
+            };
+            add("waypoint", says, Some(blame.of_fields(key, &["waypoint"], *changed_lsn)?));
+        }
+        let chooses = service.filter(|_| waypoint.is_none() || self.from_waypoint);
+        if let Some(service) = chooses {
+            let policy = blame.of_fields(key, &["loadBalancing"], *changed_lsn)?;
+            add("policy", policy_of(service), Some(policy));
+            let (members, distinct) = (self.members().count(), candidates.len());
+            let newest = candidates.iter().map(|candidate| &candidate.cause).max_by_key(|cause| cause.lsn).cloned();
+            add("backends", format!("{distinct} of {members} workloads that back it may be chosen"), newest);
+        }
+        let goes_itself = service.is_none() && self.from_waypoint;
+        if outcome != Outcome::Forwarded && !goes_itself {
             let (verb, said) = match outcome {
                 Outcome::Refused => ("refused", NoEndpoints::Refuse),
                 _ => ("passed on", NoEndpoints::Pass),
             };
             let cause = match &self.slice.node {
                 // The service has the last word.
-                _ if resource.no_endpoints == Some(said) => {
-                    Some(blame.of_fields(&key, &["noEndpoints"], *changed_lsn)?)
+                _ if service.is_some_and(|service| service.no_endpoints == Some(said)) => {
+                    Some(blame.of_fields(key, &["noEndpoints"], *changed_lsn)?)
                 }
                 Some((node, changed_lsn)) => {
                     let key = ResourceKey::new(Kind::Node, node.name.clone());

@@ -12,7 +12,9 @@ use replay::{Change, Connection, Moment, Outcome, ReplayError, Why};
 use storage_schema::id::{BootId, Lsn, ResourceId};
 use storage_schema::map::{Capacities, FrontendKey};
 use storage_schema::record::Delta;
-use storage_schema::resource::{Dns, Kind, NoEndpoints, Node, Resource, ResourceKey, WorkloadStatus};
+use storage_schema::resource::{
+    Dns, Kind, NoEndpoints, Node, Resource, ResourceKey, Service, Waypoint, Workload, WorkloadStatus,
+};
 use world::{World, service, upsert, workload};
 
 const TCP: u8 = 6;
@@ -157,6 +159,39 @@ fn whole(world: &World, lsn: Lsn) -> Applier<MemoryTables> {
     let mut applier = Applier::create(MemoryTables::new(Capacities::default()), &identity);
     applier.reconcile(&mut everything, world.reader().state_at(lsn).unwrap().durable_head()).unwrap();
     applier
+}
+
+/// Connections go to a waypoint, and what that makes goes on from there.
+#[test]
+fn a_waypoint_and_the_record_that_set_it_are_named() {
+    let mut world = World::new();
+    world.push("istiod", vec![upsert(service("shop/a", 1)), upsert(workload("w-1", 1, HEALTHY, &["shop/a"]))]);
+    let waypoint = Some(Waypoint { address: "10.2.0.1".parse().unwrap(), port: 15_008 });
+    let Resource::Service(plain) = service("shop/a", 1) else { unreachable!() };
+    world.push("istiod", vec![upsert(Resource::Service(Service { waypoint: waypoint.clone(), ..plain }))]);
+    let Resource::Workload(plain) = workload("w-1", 1, HEALTHY, &["shop/a"]) else { unreachable!() };
+    world.push("istiod", vec![upsert(Resource::Workload(Workload { waypoint, ..plain }))]);
+    let steps = |why: &Why| why.steps.iter().map(|step| step.step.clone()).collect::<Vec<_>>();
+
+    let redirected = why(&world, &Connection { entropy: Some(0), ..to("10.96.0.1:80") });
+    assert_eq!(
+        (redirected.outcome, steps(&redirected)),
+        (Outcome::Forwarded, vec!["frontend".into(), "waypoint".into()])
+    );
+    assert_eq!((named(&redirected, "waypoint"), redirected.candidates.len(), redirected.excluded.len()), (2, 0, 0));
+    assert!(redirected.steps[1].says.contains("10.2.0.1:15008"), "{redirected:?}");
+    assert_eq!(redirected.choice.unwrap().address, "the waypoint 10.2.0.1:15008");
+    let of_waypoint = why(&world, &Connection { from: Some("10.2.0.1".parse().unwrap()), ..to("10.96.0.1:80") });
+    assert_eq!((&*of_waypoint.candidates[0].workload, of_waypoint.candidates[0].share), ("w-1", 1.0));
+    assert!(of_waypoint.steps.iter().any(|step| step.says.contains("the client is its waypoint")), "{of_waypoint:?}");
+
+    let direct = why(&world, &to("127.1.0.1:9"));
+    assert_eq!((direct.outcome, named(&direct, "frontend"), named(&direct, "waypoint")), (Outcome::Forwarded, 3, 3));
+    assert!(direct.steps[0].says.contains("is Workload w-1 itself"), "{direct:?}");
+    let of_waypoint = why(&world, &Connection { from: Some("10.2.0.1".parse().unwrap()), ..to("127.1.0.1:9") });
+    assert_eq!((of_waypoint.outcome, of_waypoint.steps.last().unwrap().step.as_str()), (Outcome::Passed, "waypoint"));
+    let udp = why(&world, &Connection { protocol: 17, ..to("127.1.0.1:9") });
+    assert_eq!(udp.outcome, Outcome::Passed);
 }
 
 /// A connection that was made with an epoch: what had been said by then and was not visible yet, and what came after.

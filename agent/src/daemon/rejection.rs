@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use api::rejection::{DeltaName, Reason, Rejection, Violation};
-use applier::{Foreign, PushError, Rejection as Unfit};
+use applier::{Foreign, PushError, Rejection as Unfit, port_of};
 use journal::{AppendError, OriginError};
 use storage_schema::resource::{Kind, ResourceKey};
 
@@ -84,8 +84,8 @@ fn unfit_for_the_state(unfit: &Unfit, deltas: &[DeltaName]) -> Rejection {
                 format!("Workload {workload} backs it: remove or change that one before, or in the same transaction");
             conflict(service(name), "", description)
         }
-        Unfit::DuplicateFrontend { service: name, vip, port, owner } => {
-            conflict(service(name), "vips", format!("{vip} port {port} belongs to Service {owner}"))
+        Unfit::DuplicateFrontend { resource, field, address, port, owner } => {
+            conflict(resource.clone(), field, format!("{address} {} belongs to {owner}", port_of(*port)))
         }
         Unfit::SecondNode { name, configured } => {
             let description =

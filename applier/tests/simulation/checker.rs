@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
 
 use applier::tables::{MemoryTables, Table, Tables, View};
-use decision::Verdict;
+use decision::{Again, Verdict};
 use rustix::io::Errno;
 use storage_schema::map::{Backend, Cell, Control, Frontend, FrontendKey, Head, NEVER, Node, Service};
 
@@ -12,7 +12,12 @@ use crate::oracle::{self, State};
 use crate::schedule::Event;
 use crate::tables::{Fate, Step, version_words};
 
-const ENTROPIES: [u32; 3] = [0, u32::MAX / 2, u32::MAX];
+const CLIENTS: [Again; 4] = [
+    Again { entropy: 0, from_waypoint: false },
+    Again { entropy: u32::MAX / 2, from_waypoint: false },
+    Again { entropy: u32::MAX, from_waypoint: false },
+    Again { entropy: u32::MAX, from_waypoint: true },
+];
 const HEADS: usize = std::mem::offset_of!(Control, heads) / 8;
 
 /// Where an applier dies: after so many steps, before or after the next one. Written as one number, twice the steps, and
@@ -96,7 +101,7 @@ pub(crate) struct Checker {
     index_changed: bool,
     destinations: Vec<FrontendKey>,
     /// What readers of an epoch must see for each of the destinations.
-    expected: HashMap<u64, Vec<[Verdict; ENTROPIES.len()]>>,
+    expected: HashMap<u64, Vec<[Verdict; CLIENTS.len()]>>,
     steps: usize,
     readers_from: usize,
     kills: usize,
@@ -260,7 +265,7 @@ impl Checker {
         for epoch in self.held.keys() {
             let state = &self.states[epoch].0;
             self.expected.entry(*epoch).or_insert_with(|| {
-                let verdicts = |destination| ENTROPIES.map(|entropy| state.decide(destination, entropy));
+                let verdicts = |destination| CLIENTS.map(|client| state.decide(destination, client));
                 self.destinations.iter().map(verdicts).collect()
             });
         }
@@ -276,8 +281,8 @@ impl Checker {
                         continue;
                     }
                     let reader = Reader { view: View(memory), cell };
-                    for (entropy, verdict) in ENTROPIES.into_iter().zip(&expected[number]) {
-                        let seen = decision::decide(&reader, *epoch, destination, entropy);
+                    for (client, verdict) in CLIENTS.into_iter().zip(&expected[number]) {
+                        let seen = decision::decide_with(&reader, *epoch, destination, &client);
                         if seen != *verdict {
                             let what = format!("a reader of epoch {epoch} is sent to {seen:?}, not to {verdict:?}");
                             self.violated("ONE_FLIP", memory, format_args!("{destination:?}: {what}"));

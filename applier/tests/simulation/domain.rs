@@ -9,8 +9,8 @@ use rand_chacha::ChaCha8Rng;
 use storage_schema::map::Capacities;
 use storage_schema::record::{Delta, Origin, Transaction};
 use storage_schema::resource::{
-    Backing, Dns, Kind, NoEndpoints, Node, PortOverride, Resource, ResourceKey, Service, ServicePort, Workload,
-    WorkloadStatus,
+    Backing, Dns, Kind, NoEndpoints, Node, PortOverride, Resource, ResourceKey, Service, ServicePort, Waypoint,
+    Workload, WorkloadStatus,
 };
 
 /// Room that is scarce: pushes that do not fit are part of the game, and runs change halves often.
@@ -129,6 +129,7 @@ impl Domain {
             .choose(random)
             .expect("there are statuses"),
             services,
+            waypoint: waypoint(random, 0.25),
             ..Workload::default()
         }
     }
@@ -157,7 +158,16 @@ fn service(number: u8, random: &mut ChaCha8Rng) -> Service {
     if random.random_bool(0.4) {
         ports.push(port(443, 8443));
     }
-    Service { name: service_name(number), vips, ports, ..Service::default() }
+    Service { name: service_name(number), vips, ports, waypoint: waypoint(random, 0.15), ..Service::default() }
+}
+
+/// Sometimes one, of either family, at a port at which workloads serve as well.
+fn waypoint(random: &mut ChaCha8Rng, probability: f64) -> Option<Waypoint> {
+    let v6 = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 2, 1);
+    random.random_bool(probability).then(|| {
+        let address = if random.random() { IpAddr::V4(Ipv4Addr::new(10, 2, 0, 1)) } else { IpAddr::V6(v6) };
+        Waypoint { address, port: 8080 }
+    })
 }
 
 /// The transactions of which each gives both ports of one service other endpoints than the one before.

@@ -6,9 +6,9 @@ use std::collections::HashMap;
 use applier::entry::{BackendKey, Changes, Family, ServiceEntry, ServiceKey};
 use applier::tables::{MemoryTables, Table, Tables};
 use applier::{Model, plan};
-use decision::Verdict;
+use decision::{Again, Verdict};
 use storage_schema::id::ResourceId;
-use storage_schema::map::{Backend, Frontend, FrontendKey, Node, Service, cell, cell::Payload};
+use storage_schema::map::{Backend, Frontend, FrontendKey, Node, Service, Stamp, cell, cell::Payload};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::tables::version_words;
@@ -32,22 +32,41 @@ impl State {
     }
 
     /// The only verdict that this state allows.
-    pub(crate) fn decide(&self, destination: &FrontendKey, entropy: u32) -> Verdict {
-        let Some(Some(key)) = self.0.frontends.get(destination) else { return Verdict::Pass };
-        let entry = self.0.services[key].as_ref().expect("a whole state removes nothing");
+    pub(crate) fn decide(&self, destination: &FrontendKey, words: Again) -> Verdict {
+        let entry = |key: &FrontendKey| self.0.frontends.get(key).copied().flatten();
+        let Some(key) = entry(destination).or_else(|| entry(&destination.any_port())) else { return Verdict::Pass };
+        let Again { entropy, from_waypoint } = words;
+        let entry = self.0.services[&key].as_ref().expect("a whole state removes nothing");
+        let address = |backend| self.0.backends[backend].expect("a whole state removes nothing");
+        if let Some(waypoint) = &entry.waypoint {
+            if !from_waypoint {
+                return Verdict::Forward {
+                    service: key.service.0,
+                    backend: waypoint.workload.0,
+                    address: address(waypoint),
+                    port_be: waypoint.port.to_be(),
+                    entropy: 0,
+                    flags: Stamp::WAYPOINT,
+                };
+            }
+            if entry.flags & Service::WORKLOAD != 0 {
+                return Verdict::Pass;
+            }
+        }
         let Ok(length) = u32::try_from(entry.endpoints.len()) else { unreachable!("capacities are u32") };
         if length == 0 {
             let pass = self.0.node.is_some_and(|node| node.flags & Node::NO_ENDPOINTS_PASS != 0);
-            return if pass { Verdict::Pass } else { Verdict::Refuse { service: key.service.0 } };
+            let flags = if entry.waypoint.is_some() { Stamp::FROM_WAYPOINT } else { 0 };
+            return if pass { Verdict::Pass } else { Verdict::Refuse { service: key.service.0, flags } };
         }
         let backend = entry.endpoints[decision::scale(entropy, length) as usize];
         Verdict::Forward {
             service: key.service.0,
             backend: backend.workload.0,
-            address: self.0.backends[&backend].expect("a whole state removes nothing"),
+            address: address(&backend),
             port_be: backend.port.to_be(),
             entropy,
-            flags: 0,
+            flags: if entry.waypoint.is_some() { Stamp::FROM_WAYPOINT } else { 0 },
         }
     }
 
@@ -58,7 +77,8 @@ impl State {
         let mut backends = HashMap::new();
         for (cell, payload) in visible::<Backend>(memory, Table::Backends, epoch) {
             let port = u16::from_be(payload.port_be);
-            let key = BackendKey { workload: ResourceId(payload.id), port, family: family(payload.family)? };
+            let (workload, family) = (ResourceId(payload.id), family(payload.family)?);
+            let key = BackendKey { workload, port, family, is_waypoint: payload.flags & Backend::WAYPOINT != 0 };
             backends.insert(cell, key);
             if shown.backends.insert(key, Some(payload.address)).is_some() {
                 return Err(format!("two cells show {key:?}"));
@@ -66,14 +86,20 @@ impl State {
         }
         let mut services = HashMap::new();
         for (cell, payload) in visible::<Service>(memory, Table::Services, epoch) {
-            let Service { id, port, protocol, policy, affinity, .. } = payload;
+            let Service { id, port, protocol, policy, flags, affinity, .. } = payload;
             let key = ServiceKey { service: ResourceId(id), port, protocol, family: family(payload.family)? };
             let endpoints = run(memory, &payload).map(|slot| backends.get(&slot).copied()).collect::<Option<_>>();
-            let endpoints = endpoints.ok_or_else(|| format!("{key:?} leads to a backend that is not shown"))?;
+            let mut endpoints: Vec<BackendKey> =
+                endpoints.ok_or_else(|| format!("{key:?} leads to a backend that is not shown"))?;
+            let has_waypoint = flags & Service::WAYPOINT != 0 && !endpoints.is_empty();
+            let waypoint = has_waypoint.then(|| endpoints.remove(0));
             services.insert(cell, key);
             if shown
                 .services
-                .insert(key, Some(ServiceEntry { policy, affinity, endpoints, ..ServiceEntry::default() }))
+                .insert(
+                    key,
+                    Some(ServiceEntry { policy, flags, affinity, waypoint, endpoints, ..ServiceEntry::default() }),
+                )
                 .is_some()
             {
                 return Err(format!("two cells show {key:?}"));

@@ -80,6 +80,10 @@ pub trait Words {
     fn earlier(&self, _service: &Service) -> Option<Earlier> {
         None
     }
+    /// Whether the client is the waypoint that serves at this address and port: what it dials does not come back to it.
+    fn is_waypoint(&self, _address: &[u32; 4], _port_be: u16) -> bool {
+        false
+    }
 }
 
 /// Where an earlier connection went.
@@ -105,15 +109,24 @@ impl From<&Stamp> for Earlier {
 
 /// The word of a decision that is made again, whatever kind it was.
 #[derive(Clone, Copy, Debug)]
-pub struct Again(pub u32);
+pub struct Again {
+    /// The word.
+    pub entropy: u32,
+    /// Whether the client was the waypoint of what it dialled.
+    pub from_waypoint: bool,
+}
 
 impl Words for Again {
     fn random(&self) -> u32 {
-        self.0
+        self.entropy
     }
 
     fn client(&self) -> u32 {
-        self.0
+        self.entropy
+    }
+
+    fn is_waypoint(&self, _: &[u32; 4], _: u16) -> bool {
+        self.from_waypoint
     }
 }
 
@@ -124,9 +137,9 @@ pub enum Verdict {
     Pass,
     /// To this backend of this service, or, with [`Stamp::DNS`], to the node's DNS proxy.
     Forward {
-        /// The service's `ResourceId`; 0 with [`Stamp::DNS`].
+        /// The `ResourceId` of the service, or of the workload that has a waypoint; 0 with [`Stamp::DNS`].
         service: u64,
-        /// The workload's `ResourceId`, or, with [`Stamp::WAYPOINT`], the service's; 0 with [`Stamp::DNS`].
+        /// The workload's `ResourceId`, or, with [`Stamp::WAYPOINT`], what `service` is; 0 with [`Stamp::DNS`].
         backend: u64,
         /// The address, as in [`FrontendKey::address`].
         address: [u32; 4],
@@ -137,10 +150,12 @@ pub enum Verdict {
         /// `Stamp::…` flags.
         flags: u16,
     },
-    /// Nowhere: the service has no usable backend.
+    /// Nowhere: there is no usable backend.
     Refuse {
-        /// The service's `ResourceId`.
+        /// As above.
         service: u64,
+        /// As above.
+        flags: u16,
     },
 }
 
@@ -166,8 +181,9 @@ impl Verdict {
                 stamp.flags = flags;
                 stamp.outcome = Stamp::FORWARDED;
             }
-            Self::Refuse { service } => {
+            Self::Refuse { service, flags } => {
                 stamp.service = service;
+                stamp.flags = flags;
                 stamp.outcome = Stamp::REFUSED;
             }
         }
@@ -175,10 +191,18 @@ impl Verdict {
     }
 }
 
-/// Makes a decision again: `epoch` and `entropy` are those of its stamp.
+/// The decision for a client that is no waypoint, with this word.
 #[inline(always)]
 pub fn decide<T: Tables>(tables: &T, epoch: u64, destination: &FrontendKey, entropy: u32) -> Verdict {
-    decide_with(tables, epoch, destination, &Again(entropy))
+    decide_with(tables, epoch, destination, &Again { entropy, from_waypoint: false })
+}
+
+/// Makes the decision of a stamp again; the tables must show its epoch.
+pub fn decide_again<T: Tables>(tables: &T, stamp: &Stamp) -> Verdict {
+    let Stamp { epoch, original_address: address, original_port_be: port_be, protocol, entropy, flags, .. } = *stamp;
+    let destination = FrontendKey { address, port_be, protocol, reserved: 0 };
+    let from_waypoint = flags & Stamp::FROM_WAYPOINT != 0;
+    decide_with(tables, epoch, &destination, &Again { entropy, from_waypoint })
 }
 
 /// Decides one connection.
@@ -198,7 +222,9 @@ pub fn decide_with<T: Tables, W: Words>(tables: &T, epoch: u64, destination: &Fr
 /// go.
 ///
 /// Either way the verdict's word is one that leads to its backend at `epoch`: this decision too can be made again with
-/// [`decide`].
+/// [`decide_again`].
+///
+/// With [`Service::WAYPOINT`] all this is for the waypoint's own connections; all others go to the waypoint.
 #[inline(always)]
 pub fn decide_keeping<T: Tables, W: Words>(
     tables: &T,
@@ -214,8 +240,20 @@ pub fn decide_keeping<T: Tables, W: Words>(
     }
     let Some(frontend) = find_frontend(tables, epoch, destination) else { return Verdict::Pass };
     let Some(service) = visible(tables.service(frontend.index), epoch) else { return Verdict::Pass };
+    let behind;
+    let (service, flags) = if service.flags & Service::WAYPOINT == 0 || service.run_length == 0 {
+        (service, 0)
+    } else {
+        match at_waypoint(tables, epoch, service, words) {
+            AtWaypoint::Ends(verdict) => return verdict,
+            AtWaypoint::GoesOn(members) => {
+                behind = members;
+                (&behind, Stamp::FROM_WAYPOINT)
+            }
+        }
+    };
     if service.run_length == 0 {
-        return without_endpoints(tables, epoch, service);
+        return without_endpoints(tables, epoch, service, flags);
     }
     let entropy = if service.policy == Service::MAGLEV {
         words.client()
@@ -226,7 +264,40 @@ pub fn decide_keeping<T: Tables, W: Words>(
         let kept = earlier.and_then(|earlier| word_of(tables, epoch, destination, service, &earlier));
         kept.unwrap_or_else(|| words.random())
     };
-    forward(tables, epoch, destination, service, entropy).unwrap_or(Verdict::Pass)
+    forward(tables, epoch, destination, service, entropy, flags).unwrap_or(Verdict::Pass)
+}
+
+/// What becomes of a connection to a service, or to a workload, that has a waypoint.
+enum AtWaypoint {
+    Ends(Verdict),
+    /// The waypoint's own goes to one of the service's members, which are all that is left of the run.
+    GoesOn(Service),
+}
+
+#[inline(always)]
+fn at_waypoint<T: Tables, W: Words>(tables: &T, epoch: u64, service: &Service, words: &W) -> AtWaypoint {
+    let cell = slot(tables, service.run_offset);
+    let Some(waypoint) = cell.and_then(|cell| visible(tables.backend(cell), epoch)) else {
+        return AtWaypoint::Ends(Verdict::Pass);
+    };
+    let Backend { id: backend, address, port_be, .. } = *waypoint;
+    if !words.is_waypoint(&address, port_be) {
+        let accelerate = if service.flags & Service::ACCELERATE == 0 { 0 } else { Stamp::ACCELERATE };
+        let flags = Stamp::WAYPOINT | accelerate;
+        return AtWaypoint::Ends(Verdict::Forward {
+            service: service.id,
+            backend,
+            address,
+            port_be,
+            entropy: 0,
+            flags,
+        });
+    }
+    if service.flags & Service::WORKLOAD != 0 {
+        return AtWaypoint::Ends(Verdict::Pass);
+    }
+    let (run_offset, run_length) = (service.run_offset.wrapping_add(1), service.run_length.wrapping_sub(1));
+    AtWaypoint::GoesOn(Service { run_offset, run_length, ..*service })
 }
 
 const DNS_PORT_BE: u16 = 53_u16.to_be();
@@ -249,9 +320,9 @@ fn forward<T: Tables>(
     destination: &FrontendKey,
     service: &Service,
     entropy: u32,
+    flags: u16,
 ) -> Option<Verdict> {
     let backend = visible(tables.backend(choose(tables, service, entropy)?), epoch)?;
-    let waypoint = if service.flags & Service::WAYPOINT == 0 { 0 } else { Stamp::WAYPOINT };
     let accelerate = if service.flags & Service::ACCELERATE == 0 { 0 } else { Stamp::ACCELERATE };
     let affinity = if service.affinity == 0 { 0 } else { Stamp::AFFINITY };
     Some(Verdict::Forward {
@@ -260,7 +331,7 @@ fn forward<T: Tables>(
         address: backend.address,
         port_be: port_or(backend.port_be, destination.port_be),
         entropy,
-        flags: waypoint | accelerate | affinity,
+        flags: flags | accelerate | affinity,
     })
 }
 
@@ -410,16 +481,16 @@ pub fn same_address(one: &[u32; 4], other: &[u32; 4]) -> bool {
 }
 
 #[inline(always)]
-fn without_endpoints<T: Tables>(tables: &T, epoch: u64, service: &Service) -> Verdict {
+fn without_endpoints<T: Tables>(tables: &T, epoch: u64, service: &Service, flags: u16) -> Verdict {
     if service.flags & Service::NO_ENDPOINTS_PASS != 0 {
         return Verdict::Pass;
     }
     if service.flags & Service::NO_ENDPOINTS_REFUSE != 0 {
-        return Verdict::Refuse { service: service.id };
+        return Verdict::Refuse { service: service.id, flags };
     }
     match visible(tables.node(), epoch) {
         Some(node) if node.flags & Node::NO_ENDPOINTS_PASS != 0 => Verdict::Pass,
-        _ => Verdict::Refuse { service: service.id },
+        _ => Verdict::Refuse { service: service.id, flags },
     }
 }
 

@@ -1,8 +1,11 @@
 //! The calls that the hooks see: on which socket, with which address, and the words that choose a backend for it.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
-use aya_ebpf::helpers::{bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_set_retval};
+use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_addr, bpf_sock_tuple};
+use aya_ebpf::helpers::{
+    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_set_retval, bpf_sk_lookup_tcp, bpf_sk_lookup_udp,
+    bpf_sk_release,
+};
 use aya_ebpf::programs::SockAddrContext;
 use decision::{Earlier, Verdict, Words};
 use storage_schema::map::{Affinity, AffinityKey, FrontendKey, Service, Stamp, key, payload};
@@ -187,5 +190,40 @@ impl<F: Family> Words for Fresh<'_, F> {
         let Affinity { backend, address, port_be, entropy, .. } = affinity;
         let lasts = ago_ns <= u64::from(service.affinity) * Service::AFFINITY_UNIT_NS;
         lasts.then_some(Earlier { backend, address, port_be, entropy })
+    }
+
+    /// Invariant `NO_LOOP`: nobody is sent to where somebody listens, at that address or at all addresses, in the network
+    /// namespace that he dials from. A waypoint is a server in a namespace, so it is told from its clients by that; what it
+    /// dials from there is never sent back to it. Connections of others in that namespace are taken for its own.
+    #[inline(always)]
+    fn is_waypoint(&self, address: &[u32; 4], port_be: u16) -> bool {
+        // SAFETY: the union is plain data, for which zeros are valid.
+        let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+        let size = if key::is_mapped(address) {
+            tuple.__bindgen_anon_1.ipv4.daddr = address[3];
+            tuple.__bindgen_anon_1.ipv4.dport = port_be;
+            // SAFETY: all members are plain data.
+            size_of_val(unsafe { &tuple.__bindgen_anon_1.ipv4 })
+        } else {
+            tuple.__bindgen_anon_1.ipv6.daddr = *address;
+            tuple.__bindgen_anon_1.ipv6.dport = port_be;
+            // SAFETY: as above.
+            size_of_val(unsafe { &tuple.__bindgen_anon_1.ipv6 })
+        };
+        // SAFETY: helpers; the verifier checks the context, and that what is found is released. No connection has zeros for its
+        // other end, so it is a listener.
+        unsafe {
+            let (ctx, size, own_namespace) = (self.ctx.as_ptr(), size as u32, BPF_F_CURRENT_NETNS as u64);
+            let found = if u32::from(self.destination.protocol) == IPPROTO_TCP {
+                bpf_sk_lookup_tcp(ctx, &raw mut tuple, size, own_namespace, 0)
+            } else {
+                bpf_sk_lookup_udp(ctx, &raw mut tuple, size, own_namespace, 0)
+            };
+            if found.is_null() {
+                return false;
+            }
+            bpf_sk_release(found.cast());
+        }
+        true
     }
 }

@@ -13,7 +13,7 @@ pub const FAMILY_V4: u8 = 4;
 pub const FAMILY_V6: u8 = 6;
 
 abi_struct! {
-    /// A virtual address, port and protocol, and the service port it leads to.
+    /// An address, port and protocol that clients dial, and the service port it leads to.
     pub struct Frontend[32] {
         /// The destination; a reader compares it with its own.
         pub key: FrontendKey,
@@ -40,9 +40,9 @@ impl Payload for Frontend {
 }
 
 abi_struct! {
-    /// One port of a service, for one address family.
+    /// One port of a service, for one address family; or a workload's own addresses of a family, if it has a waypoint.
     pub struct Service[24] {
-        /// The service's [`ResourceId`](crate::id::ResourceId).
+        /// The [`ResourceId`](crate::id::ResourceId) of the service, or of the workload.
         pub id: u64,
         /// First slot of its run in `endpoints`.
         pub run_offset: u32,
@@ -82,10 +82,13 @@ impl Service {
     pub const NO_ENDPOINTS_PASS: u8 = 1;
     /// Without a usable backend connections are refused, whatever the node says.
     pub const NO_ENDPOINTS_REFUSE: u8 = 1 << 1;
-    /// The run's one backend is a waypoint.
+    /// The first slot of the run is a waypoint, which all connections go to but its own. Those go to what follows in the run,
+    /// chosen as the policy says.
     pub const WAYPOINT: u8 = 1 << 2;
     /// Bytes may take the short way from socket to socket.
     pub const ACCELERATE: u8 = 1 << 3;
+    /// It is a workload's own addresses: what its waypoint sends there passes unchanged.
+    pub const WORKLOAD: u8 = 1 << 4;
 }
 
 impl Payload for Service {
@@ -95,9 +98,9 @@ impl Payload for Service {
 }
 
 abi_struct! {
-    /// One socket address of a workload, or of a service's waypoint.
+    /// One socket address of a workload, or that of a waypoint.
     pub struct Backend[32] {
-        /// The [`ResourceId`](crate::id::ResourceId) of the workload, or of the service whose waypoint it is.
+        /// The [`ResourceId`](crate::id::ResourceId) of the workload, or of the service or workload whose waypoint it is.
         pub id: u64,
         /// The address, as in [`FrontendKey::address`].
         pub address: [u32; 4],
@@ -105,9 +108,16 @@ abi_struct! {
         pub port_be: u16,
         /// [`FAMILY_V4`] or [`FAMILY_V6`]; 0: nothing is there.
         pub family: u8,
+        /// A set of `Backend::…` flags.
+        pub flags: u8,
         /// Zeros.
-        pub reserved: [u8; 5],
+        pub reserved: [u8; 4],
     }
+}
+
+impl Backend {
+    /// It is a waypoint.
+    pub const WAYPOINT: u8 = 1;
 }
 
 impl Payload for Backend {

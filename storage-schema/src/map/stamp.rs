@@ -10,9 +10,10 @@ abi_struct! {
     pub struct Stamp[80] {
         /// The epoch that the decision was made at.
         pub epoch: u64,
-        /// The service's [`ResourceId`](crate::id::ResourceId).
+        /// The [`ResourceId`](crate::id::ResourceId) of the service, or of the workload that was dialled at its own address.
         pub service: u64,
-        /// The [`ResourceId`](crate::id::ResourceId) of the workload, or of the service whose waypoint it went to.
+        /// The [`ResourceId`](crate::id::ResourceId) of the workload; with [`Stamp::WAYPOINT`] that of the service or workload
+        /// whose waypoint it went to.
         pub backend: u64,
         /// `CLOCK_MONOTONIC` at the decision, nanoseconds.
         pub monotonic_ns: u64,
@@ -20,7 +21,7 @@ abi_struct! {
         pub original_address: [u32; 4],
         /// The address that it was replaced by, likewise; zeros if it was not.
         pub backend_address: [u32; 4],
-        /// The word that chose the backend: a random one, or with Maglev the client's hash.
+        /// The word that chose the backend: a random one, or with Maglev the client's hash; 0 with [`Stamp::WAYPOINT`].
         pub entropy: u32,
         /// The port that the client dialled, in network order.
         pub original_port_be: u16,
@@ -45,14 +46,16 @@ impl Stamp {
     /// The service had no usable backend and the connection was refused.
     pub const REFUSED: u8 = 2;
 
-    /// The connection went to the service's waypoint, which wants to know where the client dialled.
+    /// The connection went to a waypoint, which wants to know where the client dialled.
     pub const WAYPOINT: u16 = 1;
     /// The service lets bytes take the short way from socket to socket.
     pub const ACCELERATE: u16 = 1 << 1;
     /// The service's clients go where they went before, so the word may be that of an earlier connection.
     pub const AFFINITY: u16 = 1 << 2;
+    /// The service's waypoint made the connection itself, so it went to a workload.
+    pub const FROM_WAYPOINT: u16 = 1 << 3;
     /// The connection went to the node's DNS proxy, not to a service: `service`, `backend` and `entropy` are 0.
-    pub const DNS: u16 = 1 << 3;
+    pub const DNS: u16 = 1 << 4;
 }
 
 abi_struct! {
