@@ -77,13 +77,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn tell(answer: &Answer) {
-    match answer {
-        Answer::Acked { version, receipt } => {
-            println!("version {version}: {:?}, {} removed", receipt.level, receipt.removed)
-        }
-        Answer::Nacked { version, rejection } => println!("version {version}: refused, {rejection}"),
-        Answer::Planned { version, plan } => println!("version {version}: would create {}", plan.created),
-    }
+    let outcome = match answer {
+        Answer::Acked { receipt, .. } => format!("{:?}, {} removed", receipt.level, receipt.removed),
+        Answer::Nacked { rejection, .. } => format!("refused, {rejection}"),
+        Answer::Planned { plan, .. } => format!("would create {}", plan.created),
+    };
+    println!("version {}: {outcome}", answer.version());
 }
 
 async fn until_complete(

@@ -83,21 +83,24 @@ pub(crate) async fn watch_over<B: Backend>(backend: Arc<B>, seats: Arc<Seats>, l
             continue;
         }
         for (source, known) in backend.leased() {
-            if let Some(_seat) = seats.take_free(&source, known.incarnation)
-                && leases.is_due(&source, &known)
+            if leases.is_due(&source, &known)
+                && let Some(_seat) = seats.take_free(&source, known.incarnation)
             {
-                leases.tried(&source);
-                match backend.expire(&source, known.incarnation).await {
-                    Ok(0) => {}
-                    Ok(removed) => {
-                        tracing::warn!(source, removed, ttl = ?known.ttl, "a source is gone: what it owned has expired")
-                    }
-                    Err(rejection) => {
-                        tracing::warn!(source, %rejection, "a source is gone, and what it owns cannot be removed")
-                    }
-                }
+                expire(&*backend, &leases, &source).await;
             }
         }
+    }
+}
+
+/// For whoever has the source's seat.
+async fn expire<B: Backend>(backend: &B, leases: &Leases, source: &str) {
+    // Before the seat was taken a stream may have been there, and have said something else.
+    let Some(known) = backend.source(source).filter(|known| leases.is_due(source, known)) else { return };
+    leases.tried(source);
+    match backend.expire(source, known.incarnation).await {
+        Ok(0) => {}
+        Ok(removed) => tracing::warn!(source, removed, ttl = ?known.ttl, "a source is gone: what it owned has expired"),
+        Err(rejection) => tracing::warn!(source, %rejection, "a source is gone, and what it owns cannot be removed"),
     }
 }
 

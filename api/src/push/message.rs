@@ -65,12 +65,11 @@ pub(super) fn encode_hello(hello: &Hello) -> proto::PushHello {
     }
 }
 
-/// A lease; `Some(None)`: it is not given. It is kept in whole seconds.
-fn decode_ttl(path: &Path<'_>, ttl: Option<prost_types::Duration>, found: &mut Violations) -> Option<Option<Duration>> {
-    match ttl.map(Duration::try_from) {
-        None => Some(None),
-        Some(Ok(ttl)) if ttl <= TTL_MAX && ttl.subsec_nanos() == 0 => Some(Some(ttl)),
-        Some(_) => {
+/// A lease, which is kept in whole seconds; `None` if it is not given. What has no meaning is noted.
+fn decode_ttl(path: &Path<'_>, ttl: Option<prost_types::Duration>, found: &mut Violations) -> Option<Duration> {
+    match ttl.map(Duration::try_from)? {
+        Ok(ttl) if ttl <= TTL_MAX && ttl.subsec_nanos() == 0 => Some(ttl),
+        _ => {
             let max = TTL_MAX.as_secs();
             found.note(path, format!("must be at most {max} whole seconds, or 0: what the source owns stays for ever"))
         }
@@ -92,8 +91,8 @@ pub(super) fn decode_hello(message: proto::PushHello) -> Result<Hello, Rejection
     let level = decode_level(&path.field("level"), message.level, &mut found).unwrap_or_default();
     let wait_timeout = decode_timeout(&path.field("wait_timeout"), message.wait_timeout, &mut found);
     let ttl = decode_ttl(&path.field("ttl"), message.ttl, &mut found);
-    match (source, wait_timeout, ttl) {
-        (Some(source), Some(wait_timeout), Some(ttl)) if found.is_empty() => Ok(Hello {
+    match (source, wait_timeout) {
+        (Some(source), Some(wait_timeout)) if found.is_empty() => Ok(Hello {
             source,
             incarnation: message.incarnation,
             protocol_version: match message.protocol_version {

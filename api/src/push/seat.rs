@@ -64,11 +64,13 @@ impl Seats {
 
     /// Takes a source's seat if nobody has it, nor waits for it.
     pub(super) fn take_free(self: &Arc<Self>, source: &str, incarnation: u64) -> Option<Taken> {
-        if self.is_taken(source) {
+        // Under one lock, as a claim ends the stream that has the seat.
+        let mut by_source = self.lock();
+        if by_source.contains_key(source) {
             return None;
         }
-        let mut taken = self.claim(source, incarnation).ok()?;
-        taken.place = Some(Arc::clone(&taken.seat.place).try_lock_owned().ok()?);
+        let mut taken = self.claim_of(&mut by_source, source, incarnation).ok()?;
+        taken.place = Arc::clone(&taken.seat.place).try_lock_owned().ok();
         Some(taken)
     }
 
@@ -78,7 +80,15 @@ impl Seats {
     }
 
     fn claim(self: &Arc<Self>, source: &str, incarnation: u64) -> Result<Taken, NoSeat> {
-        let mut by_source = self.lock();
+        self.claim_of(&mut self.lock(), source, incarnation)
+    }
+
+    fn claim_of(
+        self: &Arc<Self>,
+        by_source: &mut HashMap<String, Arc<Seat>>,
+        source: &str,
+        incarnation: u64,
+    ) -> Result<Taken, NoSeat> {
         let seat = by_source.entry(source.to_owned()).or_insert_with(|| {
             Arc::new(Seat { newest: watch::Sender::default(), place: Arc::new(tokio::sync::Mutex::new(())) })
         });
