@@ -21,6 +21,7 @@ const CRATES: &[(&str, &[&str])] = &[
         "recovery-tests",
         &["storage-schema", "decision", "journal", "loader", "applier", "replay", "telemetry", "api", "agent"],
     ),
+    ("bench-api", &["storage-schema", "journal", "api", "agent"]),
     ("bench-journal", &["storage-schema", "journal"]),
     ("bench-applier", &["storage-schema", "journal", "loader", "applier"]),
     ("bench-datapath", &["storage-schema", "loader", "recovery-tests"]),
