@@ -43,8 +43,8 @@ impl PastTables {
     }
 
     /// Where a connection to `destination` goes.
-    pub(crate) fn decide(&self, destination: &FrontendKey, words: &Again) -> Verdict {
-        decision::decide_with(&View(self.applier.tables()), self.applier.active().0, destination, words)
+    pub(crate) fn decide(&self, destination: &FrontendKey, words: Again) -> Verdict {
+        decision::decide_with(&View(self.applier.tables()), self.applier.active().0, destination, &words)
     }
 }
 

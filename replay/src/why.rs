@@ -218,7 +218,7 @@ impl Past {
         entropy: u32,
         lsn: Lsn,
     ) -> Result<Choice, ReplayError> {
-        let (workload, address, later) = match tables.decide(asked.key, &asked.words(entropy)) {
+        let (workload, address, later) = match tables.decide(asked.key, asked.words(entropy)) {
             Verdict::Forward { address, port_be, .. } if asked.looks_up => {
                 (None, socket_address(address, u16::from_be(port_be)), Vec::new())
             }
@@ -246,7 +246,7 @@ fn sample(tables: &PastTables, asked: &Asked<'_>) -> Vec<(Verdict, u32)> {
     let mut refusals = 0;
     for number in 0..SAMPLES {
         let word = (number << 16) | (number.reverse_bits() >> 16);
-        match tables.decide(asked.key, &asked.words(word)) {
+        match tables.decide(asked.key, asked.words(word)) {
             verdict @ Verdict::Forward { backend, address, port_be, .. } => {
                 forwards.entry((backend, address, port_be)).or_insert((verdict, 0)).1 += 1;
             }
