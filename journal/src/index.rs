@@ -100,14 +100,14 @@ pub(crate) fn lsn_at(library: &Library, wall_ns: u64) -> Result<Lsn, ReadError> 
 /// for all of them.
 pub(crate) fn histories(
     library: &Library,
-    keys: &[ResourceKey],
+    resources: &[ResourceId],
     from: Lsn,
     to: Lsn,
 ) -> Result<Vec<Vec<Lsn>>, ReadError> {
-    let mut found = vec![Vec::new(); keys.len()];
+    let mut found = vec![Vec::new(); resources.len()];
     let mut wanted: HashMap<ResourceId, Vec<usize>> = HashMap::new();
-    for (number, key) in keys.iter().enumerate() {
-        wanted.entry(ResourceId::of(key)).or_default().push(number);
+    for (number, id) in resources.iter().enumerate() {
+        wanted.entry(*id).or_default().push(number);
     }
     if wanted.is_empty() {
         return Ok(found);

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use storage_schema::id::{Lsn, StoreId};
+use storage_schema::id::{Lsn, ResourceId, StoreId};
 use storage_schema::resource::ResourceKey;
 use tokio::sync::watch;
 
@@ -114,7 +114,13 @@ impl Reader {
 
     /// [`Reader::history`] of several resources, one after the other, in one pass.
     pub fn histories(&self, keys: &[ResourceKey], from: Lsn, to: Lsn) -> Result<Vec<Vec<Lsn>>, ReadError> {
-        index::histories(&self.library, keys, from, to)
+        let ids: Vec<ResourceId> = keys.iter().map(ResourceId::of).collect();
+        self.changes(&ids, from, to)
+    }
+
+    /// [`Reader::histories`] of resources of which only the numbers are known, as stamps have them.
+    pub fn changes(&self, resources: &[ResourceId], from: Lsn, to: Lsn) -> Result<Vec<Vec<Lsn>>, ReadError> {
+        index::histories(&self.library, resources, from, to)
     }
 
     /// The state as it was after record `lsn`: the nearest checkpoint before it, and the log from there on.
