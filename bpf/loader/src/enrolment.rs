@@ -197,14 +197,11 @@ impl Enrolment {
         if enrolled.is_empty() {
             return Ok(0);
         }
-        // One that is gone by now has no cookie, and of what may not be entered nothing is known: then nothing is let go.
+        // Of what may not be entered nothing is known: then nothing is let go.
         let mut there = HashSet::new();
-        for namespace in namespace::all() {
-            match namespace::inside(namespace.as_fd(), cookie) {
-                Ok(cookie) => drop(there.insert(cookie)),
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-                Err(_) => return Ok(0),
-            }
+        for namespace in namespace::all().values() {
+            let Ok(cookie) = namespace::inside(namespace.as_fd(), cookie) else { return Ok(0) };
+            there.insert(cookie);
         }
         let mut gone = 0;
         for Enrolled { cookie, .. } in enrolled.iter().filter(|enrolled| !there.contains(&enrolled.cookie)) {

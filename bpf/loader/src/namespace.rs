@@ -3,33 +3,47 @@
 //! A namespace is found by a process or thread in it, or where it is mounted (`ip netns`). One that has neither, whose
 //! sockets are held by processes that live elsewhere, is found by such a socket ([`crate::Sockets`]).
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use crate::sys;
+
 /// Opens the namespace of this number, if it is found.
 pub(crate) fn open(inode: u32) -> Option<OwnedFd> {
-    places().find_map(|path| open_if(&path, inode))
+    paths().find_map(|path| open_if(&path, inode))
 }
 
-/// All that are found, each once.
-pub(crate) fn all() -> Vec<OwnedFd> {
-    let mut seen = HashSet::new();
-    let inode = |path: &Path| Some(fs::metadata(path).ok()?.ino());
-    let is_new = |path: &PathBuf| inode(path).is_some_and(|inode| seen.insert(inode));
-    places().filter(is_new).filter_map(|path| File::open(path).ok()).map(OwnedFd::from).collect()
+/// Every namespace that is found, once, with its number.
+pub(crate) fn all() -> BTreeMap<u32, OwnedFd> {
+    let mut found = BTreeMap::new();
+    for path in paths() {
+        let inode = fs::metadata(&path).ok().and_then(|metadata| u32::try_from(metadata.ino()).ok());
+        if let Some(inode) = inode.filter(|inode| !found.contains_key(inode))
+            && let Some(opened) = open_if(&path, inode)
+            && sys::is_network_namespace(opened.as_fd())
+        {
+            found.insert(inode, opened);
+        }
+    }
+    found
 }
 
-/// Where namespaces can be: one may be there many times, or be of another kind.
-fn places() -> impl Iterator<Item = PathBuf> {
-    let threads = || entries("/proc").filter(|path| is_number(path)).flat_map(|process| entries(process.join("task")));
-    let of_processes = entries("/proc").filter(|path| is_number(path)).map(|process| process.join("ns/net"));
+/// Every process, and where `/proc` has it.
+pub(crate) fn processes() -> impl Iterator<Item = (u32, PathBuf)> {
+    entries("/proc").filter_map(|path| Some((path.file_name()?.to_str()?.parse().ok()?, path)))
+}
+
+/// Where network namespaces are found, the likeliest places first.
+fn paths() -> impl Iterator<Item = PathBuf> {
+    let of_processes = processes().map(|(_, path)| path.join("ns/net"));
+    let threads = || processes().flat_map(|(_, path)| entries(path.join("task")));
     let own = std::iter::once(PathBuf::from("/proc/thread-self/ns/net"));
     own.chain(of_processes)
         .chain(mounted())
@@ -58,10 +72,6 @@ fn open_if(path: &Path, inode: u32) -> Option<OwnedFd> {
 
 fn entries(folder: impl AsRef<Path>) -> impl Iterator<Item = PathBuf> {
     fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path())
-}
-
-fn is_number(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.as_encoded_bytes().iter().all(u8::is_ascii_digit))
 }
 
 /// Where namespaces of any kind are mounted.

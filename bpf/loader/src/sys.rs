@@ -123,6 +123,14 @@ pub(crate) fn socket_namespace(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Whether a namespace is one of a network (`NS_GET_NSTYPE`, linux/nsfs.h).
+pub(crate) fn is_network_namespace(namespace: BorrowedFd<'_>) -> bool {
+    const NS_GET_NSTYPE: libc::c_ulong = 0xB703;
+    // SAFETY: the request takes no argument and returns a number.
+    let kind = unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_NSTYPE as _) };
+    kind == libc::CLONE_NEWNET
+}
+
 /// The cookie of the network namespace that a socket is in (`SO_NETNS_COOKIE`).
 pub(crate) fn namespace_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     let mut cookie = 0_u64;

@@ -17,7 +17,7 @@ const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const NLMSG_ERROR: u16 = 2;
 /// `struct nlmsghdr` and `struct inet_diag_req_v2`.
-const REQUEST_LEN: u32 = 16 + 56;
+pub(super) const REQUEST_LEN: u32 = 16 + 56;
 
 /// A netlink socket to the calling thread's network namespace. It works from any other one.
 pub(super) fn connect() -> io::Result<OwnedFd> {

@@ -8,6 +8,8 @@
 //!                              decides again, and the client notices nothing
 //! ```
 //!
+//! Where the kernel lets nobody load iterators, `sock_diag(7)` and `/proc` list the same, [namespace by namespace](listing).
+//!
 //! Invariant `THAT_SOCKET`: only the socket that was dumped is touched. Closing compares cookie and both addresses in the
 //! kernel ([`diag`]); a descriptor that was fetched is compared by its cookie and its whole stamp.
 //!
@@ -15,6 +17,7 @@
 
 mod diag;
 mod layout;
+mod listing;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -22,6 +25,7 @@ use std::io::{self, Read as _};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use aya::programs::Iter;
 use aya::{Btf, EbpfLoader};
@@ -29,6 +33,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 use storage_schema::map::{self, KernelLayout, SocketHolder, StampedSocket, key};
 use zerocopy::FromBytes;
 
+use self::listing::Inodes;
 use crate::OBJECT;
 use crate::datapath;
 use crate::error::LoadError;
@@ -118,8 +123,16 @@ pub enum Reselected {
 #[derive(Debug)]
 pub struct Sockets {
     stamps: PathBuf,
-    stamped: OwnedFd,
-    held: OwnedFd,
+    lister: Lister,
+}
+
+/// What lists sockets.
+#[derive(Debug)]
+enum Lister {
+    /// Iterators over stamps and over open files.
+    Iterators { stamped: OwnedFd, held: OwnedFd },
+    /// `sock_diag(7)` and `/proc`; the inode numbers of the sockets that were listed last.
+    Diag { why: Box<SocketError>, inodes: Mutex<Inodes> },
 }
 
 /// [`KernelLayout`] as aya wants it.
@@ -131,35 +144,40 @@ struct LayoutEntry(KernelLayout);
 unsafe impl aya::Pod for LayoutEntry {}
 
 impl Sockets {
-    /// Loads the iterators. Nothing is attached or pinned: they go with the value.
-    pub fn open(pin_root: &Path) -> Result<Self, SocketError> {
-        let layout = LayoutEntry(layout::kernel_layout()?);
-        let stamps = datapath::stamps_path(pin_root);
-        let mut object = EbpfLoader::new()
-            .map_pin_path(map::name::STAMPS, &stamps)
-            .override_global("KERNEL_LAYOUT", &layout, true)
-            .load(OBJECT)
-            .map_err(LoadError::object)?;
-        let btf = Btf::from_sys_fs().map_err(|source| LoadError::object(source.into()))?;
-        let mut load = |name: &'static str, target: &str| -> Result<OwnedFd, SocketError> {
-            let program = object.program_mut(name).ok_or(LoadError::Incomplete { what: name })?;
-            let program: &mut Iter = program.try_into().map_err(LoadError::program(name))?;
-            program.load(target, &btf).map_err(LoadError::program(name))?;
-            let descriptor = program.fd().map_err(LoadError::program(name))?.as_fd().try_clone_to_owned();
-            descriptor.map_err(|source| SocketError::Dump { what: name, source })
-        };
-        let stamped = load(STAMPED_SOCKETS, "bpf_sk_storage_map")?;
-        let held = load(SOCKET_HOLDERS, "task_file")?;
-        Ok(Self { stamps, stamped, held })
+    /// Loads the iterators, or does without ([`Sockets::without_iterators`]). Nothing is attached or pinned: they go with the
+    /// value.
+    pub fn open(pin_root: &Path) -> Self {
+        let lister = load_iterators(pin_root)
+            .unwrap_or_else(|why| Lister::Diag { why: Box::new(why), inodes: Mutex::default() });
+        Self { stamps: datapath::stamps_path(pin_root), lister }
+    }
+
+    /// Why there are no iterators, if that is so: then sockets in network namespaces are not found that neither have a process
+    /// nor are mounted.
+    pub fn without_iterators(&self) -> Option<&SocketError> {
+        match &self.lister {
+            Lister::Iterators { .. } => None,
+            Lister::Diag { why, .. } => Some(why),
+        }
     }
 
     /// Shows every connected socket that was balanced to a backend, while it goes over them: a socket may be closed at
-    /// once. Sockets that come or go meanwhile may be missed.
+    /// once. Sockets that come or go meanwhile may be missed; on an error, some have been shown.
     pub fn for_each(&self, see: impl FnMut(StampedSocket)) -> Result<(), SocketError> {
         let failed = |source| SocketError::Dump { what: "balanced sockets", source };
-        let stamps = sys::obj_get(&self.stamps).map_err(failed)?;
-        let dump = sys::iterate(self.stamped.as_fd(), Some(stamps.as_fd())).map_err(failed)?;
-        read_records(dump, see).map_err(failed)
+        match &self.lister {
+            Lister::Iterators { stamped, .. } => {
+                let stamps = sys::obj_get(&self.stamps).map_err(failed)?;
+                let dump = sys::iterate(stamped.as_fd(), Some(stamps.as_fd())).map_err(failed)?;
+                read_records(dump, see).map_err(failed)
+            }
+            Lister::Diag { inodes, .. } => {
+                let listed = listing::stamped(&self.stamps)?;
+                *inodes.lock().unwrap_or_else(PoisonError::into_inner) = listed.inodes;
+                listed.sockets.into_iter().for_each(see);
+                listed.refused.map_or(Ok(()), Err)
+            }
+        }
     }
 
     /// The processes that hold some of these sockets, by the sockets' cookies; one process for each.
@@ -167,13 +185,20 @@ impl Sockets {
         let failed = |source| SocketError::Dump { what: "open sockets", source };
         let mut holders: HashMap<u64, Option<SocketHolder>> =
             sockets.iter().map(|socket| (socket.cookie, None)).collect();
-        let dump = sys::iterate(self.held.as_fd(), None).map_err(failed)?;
-        read_records(dump, |holder: SocketHolder| {
+        let see = |holder: SocketHolder| {
             if let Some(found) = holders.get_mut(&holder.cookie) {
                 *found = Some(holder);
             }
-        })
-        .map_err(failed)?;
+        };
+        match &self.lister {
+            Lister::Iterators { held, .. } => {
+                let dump = sys::iterate(held.as_fd(), None).map_err(failed)?;
+                read_records(dump, see).map_err(failed)?;
+            }
+            Lister::Diag { inodes, .. } => {
+                listing::holders(&inodes.lock().unwrap_or_else(PoisonError::into_inner), see);
+            }
+        }
         Ok(holders.into_iter().filter_map(|(cookie, holder)| Some((cookie, holder?))).collect())
     }
 
@@ -215,6 +240,27 @@ impl Sockets {
             Err(_) => Ok(Reselected::Stuck),
         }
     }
+}
+
+fn load_iterators(pin_root: &Path) -> Result<Lister, SocketError> {
+    let layout = LayoutEntry(layout::kernel_layout()?);
+    let stamps = datapath::stamps_path(pin_root);
+    let mut object = EbpfLoader::new()
+        .map_pin_path(map::name::STAMPS, &stamps)
+        .override_global("KERNEL_LAYOUT", &layout, true)
+        .load(OBJECT)
+        .map_err(LoadError::object)?;
+    let btf = Btf::from_sys_fs().map_err(|source| LoadError::object(source.into()))?;
+    let mut load = |name: &'static str, target: &str| -> Result<OwnedFd, SocketError> {
+        let program = object.program_mut(name).ok_or(LoadError::Incomplete { what: name })?;
+        let program: &mut Iter = program.try_into().map_err(LoadError::program(name))?;
+        program.load(target, &btf).map_err(LoadError::program(name))?;
+        let descriptor = program.fd().map_err(LoadError::program(name))?.as_fd().try_clone_to_owned();
+        descriptor.map_err(|source| SocketError::Dump { what: name, source })
+    };
+    let stamped = load(STAMPED_SOCKETS, "bpf_sk_storage_map")?;
+    let held = load(SOCKET_HOLDERS, "task_file")?;
+    Ok(Lister::Iterators { stamped, held })
 }
 
 /// Closes sockets.
