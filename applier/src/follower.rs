@@ -53,13 +53,22 @@ pub(crate) enum Request {
     Renew(oneshot::Sender<Result<Option<u64>, String>>),
 }
 
+/// Who is told what has become visible.
+#[derive(Debug)]
+pub(crate) struct Told {
+    /// The record whose state is.
+    pub(crate) applied: watch::Sender<Lsn>,
+    /// As [`Pipeline::departures`](crate::Pipeline::departures).
+    pub(crate) departed: watch::Sender<Lsn>,
+}
+
 /// The applier thread.
 pub(crate) struct Follower<H: Home> {
     shared: Arc<Shared>,
     home: Arc<Mutex<H>>,
     applier: Applier<H::Tables>,
     generation: Option<Generation>,
-    applied: watch::Sender<Lsn>,
+    told: Told,
     durable: DurableWatch,
     grace: GracePeriods,
     requests: mpsc::UnboundedReceiver<Request>,
@@ -67,6 +76,8 @@ pub(crate) struct Follower<H: Home> {
     verify_interval: Duration,
     /// Changes that are to become visible, with the head that they lead to.
     batch: Option<(Changes, Durable<Head>)>,
+    /// Whether a record that departs was taken and is not known to be visible.
+    departs: bool,
     waiting: Waiting,
     retry_delay: Duration,
     refusals: u32,
@@ -97,7 +108,7 @@ impl<H: Home> Follower<H> {
     pub(crate) fn new(
         shared: Arc<Shared>,
         started: Started<H>,
-        applied: watch::Sender<Lsn>,
+        told: Told,
         durable: DurableWatch,
         grace: GracePeriods,
         requests: mpsc::UnboundedReceiver<Request>,
@@ -110,12 +121,13 @@ impl<H: Home> Follower<H> {
             home: Arc::new(Mutex::new(home)),
             applier,
             generation,
-            applied,
+            told,
             durable,
             grace,
             requests,
             verify_interval,
             batch: None,
+            departs: false,
             waiting: Waiting::Idle,
             retry_delay: RETRY_DELAY_MIN,
             refusals: 0,
@@ -189,7 +201,8 @@ impl<H: Home> Follower<H> {
 
     /// Adds the records up to `head` to the batch.
     fn take(&mut self, head: Durable<Head>) {
-        let later = self.shared.take_changes(head.lsn);
+        let (later, departs) = self.shared.take_changes(head.lsn);
+        self.departs |= departs;
         let (changes, batch_head) = self.batch.get_or_insert_with(|| (Changes::default(), head));
         changes.merge(later);
         *batch_head = head;
@@ -209,7 +222,7 @@ impl<H: Home> Follower<H> {
                 progress.flips += 1;
                 progress.trouble = None;
                 drop(progress);
-                self.applied.send_replace(head.lsn);
+                self.tell(head.lsn);
                 if let (Some(job), Some(batch)) = (&mut self.job, self.batch.take()) {
                     job.since.push(batch);
                 }
@@ -235,6 +248,14 @@ impl<H: Home> Follower<H> {
                 }
                 self.refused(&format!("record {} is not applied", head.lsn), &error.to_string())
             }
+        }
+    }
+
+    /// Tells that the state of a record is visible, which is the last that was taken.
+    fn tell(&mut self, lsn: Lsn) {
+        self.told.applied.send_if_modified(|applied| std::mem::replace(applied, lsn) != lsn);
+        if std::mem::take(&mut self.departs) {
+            self.told.departed.send_replace(lsn);
         }
     }
 
@@ -412,7 +433,11 @@ impl<H: Home> Follower<H> {
         progress.entries_written += entries;
         progress.trouble = None;
         drop(progress);
-        self.applied.send_if_modified(|applied| std::mem::replace(applied, lsn) != lsn);
+        if self.batch.is_none() {
+            self.tell(lsn);
+        } else {
+            self.told.applied.send_if_modified(|applied| std::mem::replace(applied, lsn) != lsn);
+        }
         tracing::info!(generation = number, epoch = %self.applier.active(), entries, "connections are decided by a new generation");
         self.renewing.drain(..).for_each(|reply| drop(reply.send(Ok(number))));
         // What came while it was built may need more again, and perhaps no record follows that would ask.

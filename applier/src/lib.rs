@@ -12,6 +12,7 @@
 //! * [`tables`]: where the writes go, kernel maps or plain memory. [`sizing`]: how large they are.
 //! * [`start`], `resume`, [`pipeline`]: choosing a generation at start, believing it until it is proven, and the thread that
 //!   follows the journal (`follower`), which also makes new generations (`job`, `home`).
+//! * [`drain`]: which connections lead to backends that are gone, since when, and what is to be done to them.
 //! * [`compare`], [`dump`]: what tables hold, beside what the journal says, or decoded for people.
 //!
 //! Invariants, by name, tested by name:
@@ -33,6 +34,7 @@ mod cancel;
 pub mod compare;
 mod destinations;
 mod direct;
+pub mod drain;
 pub mod dump;
 pub mod entry;
 mod fill;
@@ -63,6 +65,7 @@ pub mod validate;
 
 pub use apply::{Applied, Applier, ApplyError, Pressure};
 pub use compare::{Comparison, Difference};
+pub use drain::{Departed, Gone, Lead};
 pub use load::{Loader, Undecodable};
 pub use model::{Model, Rejection};
 pub use owner::Foreign;

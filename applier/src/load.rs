@@ -10,10 +10,11 @@ use storage_schema::codec::{DecodeError, access_resource};
 use storage_schema::id::{Lsn, ResourceId};
 use storage_schema::record::Record;
 use storage_schema::resource::{
-    ArchivedBacking, ArchivedLocalityMode, ArchivedLocalityPreference, ArchivedLocalityScope, ArchivedNoEndpoints,
-    ArchivedNode, ArchivedPolicy, ArchivedProtocol, ArchivedResource, ArchivedService, ArchivedWorkload,
-    ArchivedWorkloadStatus, Kind, LocalityMode, LocalityPreference, LocalityScope, NoEndpoints, Policy, PortOverride,
-    Protocol, ResourceKey, ServicePort, WorkloadStatus,
+    ArchivedBacking, ArchivedDrain, ArchivedDrainMode, ArchivedLocalityMode, ArchivedLocalityPreference,
+    ArchivedLocalityScope, ArchivedNoEndpoints, ArchivedNode, ArchivedPolicy, ArchivedProtocol, ArchivedResource,
+    ArchivedService, ArchivedWorkload, ArchivedWorkloadStatus, Drain, DrainMode, Kind, LocalityMode,
+    LocalityPreference, LocalityScope, NoEndpoints, Policy, PortOverride, Protocol, ResourceKey, ServicePort,
+    WorkloadStatus,
 };
 
 use crate::backings::Backings;
@@ -258,6 +259,7 @@ fn project_service(service: &ArchivedService, By { owner, changed_lsn }: By) -> 
         ),
         locality: project_locality(&service.load_balancing.locality),
         no_endpoints: service.no_endpoints.as_ref().map(project_no_endpoints),
+        drain: project_drain(&service.drain),
         accelerate: service.accelerate,
         waypoint: service.waypoint.as_ref().map(|waypoint| (waypoint.address.as_ipaddr(), waypoint.port.to_native())),
     }
@@ -280,6 +282,16 @@ fn project_locality(locality: &ArchivedLocalityPreference) -> LocalityPreference
         },
         routing_preference: locality.routing_preference.iter().map(scope).collect(),
     }
+}
+
+fn project_drain(drain: &ArchivedDrain) -> Drain {
+    let mode = match drain.mode {
+        ArchivedDrainMode::Keep => DrainMode::Keep,
+        ArchivedDrainMode::Graceful => DrainMode::Graceful,
+        ArchivedDrainMode::Terminate => DrainMode::Terminate,
+        ArchivedDrainMode::Reselect => DrainMode::Reselect,
+    };
+    Drain { mode, timeout_seconds: drain.timeout_seconds.to_native() }
 }
 
 fn project_no_endpoints(no_endpoints: &ArchivedNoEndpoints) -> NoEndpoints {

@@ -7,6 +7,8 @@
 //! Invariant: whatever was admitted can be applied. References, uniqueness of destinations and capacities are checked
 //! here, on the state that the transaction would lead to; a transaction that fails a check changes nothing.
 
+mod departures;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -76,6 +78,8 @@ impl Usage {
 pub struct Admitted {
     /// What it changes in the tables.
     pub changes: Changes,
+    /// Whether a service that has its connections drained may have lost a backend by it.
+    pub departs: bool,
     before: Before,
 }
 
@@ -136,7 +140,7 @@ impl Model {
         self.check_owners(transaction)?;
         let mut before = Before { usage: self.usage, sources: self.owners.len(), ..Before::default() };
         match self.try_admit(transaction, capacities, &mut before) {
-            Ok(changes) => Ok(Admitted { changes, before }),
+            Ok(changes) => Ok(Admitted { changes, departs: self.departs(&before), before }),
             Err(rejection) => {
                 self.restore(before);
                 Err(rejection)

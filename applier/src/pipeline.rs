@@ -13,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use journal::{Ack, AppendError, Journal, OriginError, OriginState, Permit, Receipt, ResumeError, Watermarks};
 use storage_schema::codec::encode_record;
-use storage_schema::id::{BootId, Lsn, RecordHash};
+use storage_schema::id::{BootId, Epoch, Lsn, RecordHash};
 use storage_schema::map::Capacities;
 use storage_schema::precondition::Precondition;
 use storage_schema::record::{Cause, Origin, Record, Transaction};
@@ -24,6 +24,7 @@ use self::thread::{ApplierThread, Beginning};
 use crate::apply::Pressure;
 use crate::cancel::Cancel;
 use crate::compare::Comparison;
+use crate::drain::{Lead, Now};
 use crate::entry::Changes;
 use crate::follower::{Follower, Request};
 use crate::home::{Home, KernelHome};
@@ -59,6 +60,7 @@ impl Options {
 pub struct Pipeline {
     shared: Arc<Shared>,
     requests: mpsc::UnboundedSender<Request>,
+    departures: watch::Receiver<Lsn>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -222,8 +224,17 @@ struct Admission {
     /// `None` while it is being loaded.
     model: Option<Model>,
     /// Changes of submitted transactions that are not applied, in the order of their LSNs.
-    queue: VecDeque<(Lsn, Changes)>,
+    queue: VecDeque<Queued>,
     applied: watch::Receiver<Lsn>,
+}
+
+/// What a submitted transaction is to do.
+#[derive(Debug)]
+struct Queued {
+    lsn: Lsn,
+    changes: Changes,
+    /// As [`Admitted::departs`](crate::model::Admitted::departs).
+    departs: bool,
 }
 
 /// What the applier thread reports.
@@ -382,6 +393,45 @@ impl Pipeline {
         applied.wait_for(|applied| *applied >= lsn).await.map(drop).map_err(|_| Stopped)
     }
 
+    /// The record whose state is visible: the active epoch.
+    pub fn applied_lsn(&self) -> Lsn {
+        *self.shared.admission().applied.borrow()
+    }
+
+    /// The last record that became visible, by itself or with others, and may have taken a backend from a service that has its
+    /// connections drained.
+    pub fn departures(&self) -> watch::Receiver<Lsn> {
+        self.departures.clone()
+    }
+
+    /// Whether a socket is worth asking [`Departed`](crate::Departed) about: it leads to no backend, as of the last submitted
+    /// record, and its service has such connections drained or is not there to say. The state must be loaded.
+    pub fn may_drain(&self, lead: &Lead) -> bool {
+        self.shared.admission().loaded().may_drain(lead)
+    }
+
+    /// Whether any service has connections to removed backends drained. It looks at each, and no push is admitted meanwhile.
+    pub fn drains_any(&self) -> bool {
+        self.shared.admission().model.as_ref().is_some_and(Model::drains_any)
+    }
+
+    /// What the model has of these.
+    pub(crate) fn known(&self, leads: &[(Lead, Epoch)]) -> Now {
+        let mut admission = self.shared.admission();
+        let model = admission.loaded();
+        let mut now = Now::default();
+        for (lead, _) in leads {
+            now.services.extend(model.services.get(&lead.service).map(|service| (lead.service, service.clone())));
+            now.workloads.extend(model.workloads.get(&lead.backend).map(|found| (lead.backend, (**found).clone())));
+        }
+        now.appended_lsn = self.shared.journal.watermarks().appended_lsn;
+        now
+    }
+
+    pub(crate) fn journal(&self) -> &Journal {
+        &self.shared.journal
+    }
+
     /// Waits until the journal's state is loaded.
     pub async fn loaded(&self) -> Result<(), Stopped> {
         let mut loaded = self.shared.loaded.clone();
@@ -434,7 +484,7 @@ impl Pipeline {
         }
         let head = journal.resume()?;
         admission.model = Some(start::read_model(journal)?);
-        admission.queue.retain(|(lsn, _)| *lsn <= head.lsn);
+        admission.queue.retain(|queued| queued.lsn <= head.lsn);
         Ok(())
     }
 
@@ -495,6 +545,7 @@ impl Pipeline {
             admission: Mutex::new(Admission { model: None, queue: VecDeque::new(), applied }),
             progress: Mutex::new(beginning.progress()),
         });
+        let (departed, departures) = watch::channel(Lsn::ZERO);
         let (requests, requested) = mpsc::unbounded_channel();
         let (stop, stopped) = oneshot::channel();
         let runtime =
@@ -502,6 +553,7 @@ impl Pipeline {
         let thread = ApplierThread {
             shared: Arc::clone(&shared),
             applied: applied_sender,
+            departed,
             loaded: loaded_sender,
             requested,
             verify_interval,
@@ -522,7 +574,7 @@ impl Pipeline {
                 }
             })?,
         };
-        Ok(Self { shared, requests, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { shared, requests, departures, stop: Some(stop), thread: Some(thread) })
     }
 }
 
@@ -553,7 +605,8 @@ impl Admission {
         match permit.submit(transaction) {
             Ok(submitted) => {
                 self.loaded().journaled(&admitted, submitted.lsn);
-                self.queue.push_back((submitted.lsn, admitted.changes));
+                let (changes, departs) = (admitted.changes, admitted.departs);
+                self.queue.push_back(Queued { lsn: submitted.lsn, changes, departs });
                 Ok(submitted.ack)
             }
             Err(error) => {
@@ -584,14 +637,15 @@ impl Shared {
         self.admission().loaded().usage()
     }
 
-    /// The changes of all records up to `lsn`, as one.
-    pub(crate) fn take_changes(&self, lsn: Lsn) -> Changes {
+    /// The changes of all records up to `lsn`, as one, and whether one of them departs.
+    pub(crate) fn take_changes(&self, lsn: Lsn) -> (Changes, bool) {
         let mut admission = self.admission();
-        let mut changes = Changes::default();
-        while let Some((_, next)) = admission.queue.pop_front_if(|(queued, _)| *queued <= lsn) {
-            changes.merge(next);
+        let (mut changes, mut departs) = (Changes::default(), false);
+        while let Some(next) = admission.queue.pop_front_if(|queued| queued.lsn <= lsn) {
+            changes.merge(next.changes);
+            departs |= next.departs;
         }
-        changes
+        (changes, departs)
     }
 }
 

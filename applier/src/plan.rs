@@ -41,7 +41,7 @@ pub fn service_keys(id: ResourceId, service: &Service) -> impl Iterator<Item = S
 }
 
 /// Ports and protocols; port 0 is every other port.
-fn ports(service: &Service) -> impl Iterator<Item = (u16, u8)> {
+pub(crate) fn ports(service: &Service) -> impl Iterator<Item = (u16, u8)> {
     let every_other = Protocol::ALL.into_iter().filter(|_| service.all_ports).map(|protocol| (0, protocol.number()));
     service.ports.iter().map(|port| (port.port, port.protocol.number())).chain(every_other)
 }
@@ -229,7 +229,7 @@ impl Workload {
     }
 
     /// The port on which it serves a service port (0: the one that the client dialled); `None` if it does not back the service.
-    fn target_port(&self, key: ServiceKey, service: &Service) -> Option<u16> {
+    pub(crate) fn target_port(&self, key: ServiceKey, service: &Service) -> Option<u16> {
         let (_, overrides) = self.backings.iter().find(|(backed, _)| *backed == key.service)?;
         if key.port == 0 {
             return Some(0);

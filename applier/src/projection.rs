@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use storage_schema::id::{Lsn, ResourceId};
 use storage_schema::map;
-use storage_schema::resource::{self, Kind, LocalityPreference, NoEndpoints, Policy, ServicePort, WorkloadStatus};
+use storage_schema::resource::{
+    self, Drain, Kind, LocalityPreference, NoEndpoints, Policy, ServicePort, WorkloadStatus,
+};
 
 use crate::backings::Backings;
 use crate::direct::Redirect;
@@ -27,6 +29,7 @@ pub struct Service {
     pub(crate) affinity: u16,
     pub(crate) locality: LocalityPreference,
     pub(crate) no_endpoints: Option<NoEndpoints>,
+    pub(crate) drain: Drain,
     pub(crate) accelerate: bool,
     pub(crate) waypoint: Option<(IpAddr, u16)>,
 }
@@ -82,6 +85,7 @@ impl Service {
             affinity: affinity_units(service.load_balancing.affinity.map_or(0, |affinity| affinity.timeout_seconds)),
             locality: service.load_balancing.locality.clone(),
             no_endpoints: service.no_endpoints,
+            drain: service.drain,
             accelerate: service.accelerate,
             waypoint: service.waypoint.as_ref().map(|waypoint| (waypoint.address, waypoint.port)),
         }

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::{Drift, Progress, Shared};
 use crate::cancel::Cancel;
-use crate::follower::{Follower, Request};
+use crate::follower::{Follower, Request, Told};
 use crate::grace::GracePeriods;
 use crate::home::Home;
 use crate::resume::Believed;
@@ -64,6 +64,7 @@ impl<H: Home> Beginning<H> {
 pub(super) struct ApplierThread {
     pub(super) shared: Arc<Shared>,
     pub(super) applied: watch::Sender<Lsn>,
+    pub(super) departed: watch::Sender<Lsn>,
     pub(super) loaded: watch::Sender<bool>,
     pub(super) requested: mpsc::UnboundedReceiver<Request>,
     pub(super) verify_interval: Duration,
@@ -97,7 +98,7 @@ impl ApplierThread {
 
     /// Lets pushes in.
     pub(super) fn begin<H: Home>(self, prepared: Prepared<H>) -> Result<(Follower<H>, JoinHandle<()>), StartError> {
-        let Self { shared, applied, loaded, requested, verify_interval } = self;
+        let Self { shared, applied, departed, loaded, requested, verify_interval } = self;
         let Prepared { started, model, wait_for_readers } = prepared;
         let (grace, grace_thread) = GracePeriods::start(wait_for_readers)?;
         shared.progress().begin(&started);
@@ -106,7 +107,8 @@ impl ApplierThread {
         shared.admission().model = Some(model);
         loaded.send_replace(true);
         let durable = shared.journal.durable();
-        let follower = Follower::new(shared, started, applied, durable, grace, requested, verify_interval);
+        let told = Told { applied, departed };
+        let follower = Follower::new(shared, started, told, durable, grace, requested, verify_interval);
         Ok((follower, grace_thread))
     }
 }
