@@ -10,14 +10,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use api::client::{Client, ClientError};
+use api::journal::RecordsQuery;
 use api::status::Status;
 use api::{Level, Receipt};
 use rustix::process::{Pid, Signal, kill_process};
 use storage_schema::id::Lsn;
 use storage_schema::map::Capacities;
-use storage_schema::record::Transaction;
+use storage_schema::record::{Record, Transaction};
 use storage_schema::resource::{Kind, Resource};
 use tokio::runtime::Runtime;
+use tokio_stream::StreamExt as _;
 
 use crate::sandbox::{Process, Sandbox};
 
@@ -44,12 +46,23 @@ pub struct Settings {
     pub pause: Option<(&'static str, u64)>,
     /// What it logs, as a tracing filter.
     pub log: &'static str,
+    /// A capability that it does not get, as `setpriv(1)` writes it.
+    pub lacks: Option<&'static str>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let flags = Vec::new();
-        Self { kernel: true, capacities: SMALL, journal: &[], flags, failpoint: None, pause: None, log: "info" }
+        Self {
+            kernel: true,
+            capacities: SMALL,
+            journal: &[],
+            flags,
+            failpoint: None,
+            pause: None,
+            log: "info",
+            lacks: None,
+        }
     }
 }
 
@@ -109,7 +122,14 @@ impl Agent {
 
     /// The command that runs an agent in a sandbox.
     pub fn command(sandbox: &Sandbox, settings: &Settings) -> Command {
-        let mut command = holdfast(sandbox);
+        let mut command = match settings.lacks {
+            None => holdfast(sandbox),
+            Some(capability) => {
+                let mut command = Command::new("setpriv");
+                command.arg(format!("--bounding-set=-{capability}")).arg("--").arg(binary());
+                with_socket(command, sandbox)
+            }
+        };
         let Capacities { frontends, services, backends, endpoints } = settings.capacities;
         command.arg("agent").arg("--state-dir").arg(sandbox.state_dir()).env("HOLDFAST_LOG", settings.log);
         for (table, entries) in
@@ -192,6 +212,23 @@ impl Agent {
             Ok(all)
         });
         all.expect("the agent answers")
+    }
+
+    /// The records that a source has pushed, in order.
+    ///
+    /// # Panics
+    /// If it does not answer, or with what is no record.
+    pub fn records_of(&self, source: &str) -> Vec<Record> {
+        let query = RecordsQuery { source: Some(source.to_owned()), ..RecordsQuery::default() };
+        let records = self.call(async |client| {
+            let mut batches = Box::pin(client.records(&query).await?);
+            let mut records = Vec::new();
+            while let Some(batch) = batches.next().await {
+                records.extend(batch?.iter().map(|record| record.decode().expect("it is readable")));
+            }
+            Ok(records)
+        });
+        records.expect("the agent answers")
     }
 
     /// Waits until a record is applied.
@@ -282,7 +319,10 @@ impl Drop for Agent {
 
 /// The `holdfast` binary, with a sandbox's socket.
 pub fn holdfast(sandbox: &Sandbox) -> Command {
-    let mut command = Command::new(binary());
+    with_socket(Command::new(binary()), sandbox)
+}
+
+fn with_socket(mut command: Command, sandbox: &Sandbox) -> Command {
     for (variable, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("HOLDFAST_")) {
         command.env_remove(variable);
     }

@@ -92,6 +92,15 @@ impl Sandbox {
     }
 }
 
+/// Moves the calling thread into a network namespace of its own, for good. It is gone with its last thread and socket.
+///
+/// # Panics
+/// If the machine does not allow it.
+pub fn enter_network() {
+    unshare(CloneFlags::CLONE_NEWNET).expect("root may make namespaces");
+    configure_loopback(&[]).expect("`ip` sets up a new network namespace");
+}
+
 fn temporary_directory() -> TempDir {
     tempfile::Builder::new().prefix("holdfast-test-").tempdir().expect("a temporary directory can be created")
 }

@@ -28,7 +28,7 @@ use tokio::sync::Semaphore;
 
 use super::enrolment::Enrolment;
 use super::rejection::{not_durable, not_pushed};
-use super::{streams, watch};
+use super::{drain, streams, watch};
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::journal_view::{self, refused};
@@ -47,6 +47,7 @@ pub(super) struct Node {
     retention: Retention,
     /// Whoever answers a question about the past holds a whole state in memory: one at a time.
     questions: Arc<Semaphore>,
+    drained: drain::Counts,
     ready: Instant,
     ready_after: Duration,
 }
@@ -71,6 +72,7 @@ impl Node {
             enrolment,
             retention,
             questions: Arc::new(Semaphore::new(1)),
+            drained: drain::Counts::default(),
             ready: Instant::now(),
             ready_after,
         }
@@ -134,6 +136,16 @@ impl Node {
     /// How the applier is.
     pub(super) fn applier(&self) -> applier::Status {
         self.pipeline.status()
+    }
+
+    /// The way of a push, and what the applier knows.
+    pub(super) const fn pipeline(&self) -> &Pipeline {
+        &self.pipeline
+    }
+
+    /// What was done to connections whose backend is gone.
+    pub(super) const fn drained(&self) -> &drain::Counts {
+        &self.drained
     }
 
     /// The journal.

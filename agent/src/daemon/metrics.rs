@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, UNIX_EPOCH};
 
 use api::layers::Observer;
@@ -12,6 +13,7 @@ use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogra
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
 
 use super::backend::Node;
+use super::drain;
 use crate::exit::{Exit, Failure};
 use crate::host::process::{self, Process};
 
@@ -28,6 +30,18 @@ const COUNTERS: [(&str, &str); 7] = [
     ("holdfast_drift_changes_total", "Links, pinned maps and programs that something else has changed."),
     ("holdfast_drift_entries_total", "Table entries that were found not to be as the journal says."),
 ];
+
+/// What was done to connections whose backend is gone.
+const DRAIN_COUNTERS: [(&str, &str); 3] = [
+    ("holdfast_drain_closed_total", "Sockets that were closed because their backend was gone."),
+    ("holdfast_drain_reselected_total", "Connected UDP sockets that were given another backend, likewise."),
+    (
+        "holdfast_drain_failures_total",
+        "Sockets, sweeps and records that draining has failed at, with the first cause in the log; it is tried again.",
+    ),
+];
+const DRAIN_WAITING: (&str, &str) =
+    ("holdfast_drain_waiting", "Sockets whose backend is gone and whose time to end by themselves is not over.");
 
 /// What the API counts, by label.
 const API_REQUESTS: &str = "holdfast_api_requests_total";
@@ -104,8 +118,10 @@ enum Kind {
 
 /// Every metric there is, with its description.
 fn all() -> Vec<(&'static str, Kind, &'static str)> {
-    let counters = COUNTERS.into_iter().chain(API_COUNTERS).chain(JOURNAL_COUNTERS).chain([PROCESS_CPU]);
-    let gauges = GAUGES.into_iter().chain(JOURNAL_GAUGES).chain(PROCESS_GAUGES);
+    let counters = COUNTERS.into_iter().chain(DRAIN_COUNTERS).chain(API_COUNTERS).chain(JOURNAL_COUNTERS);
+    let counters = counters.chain([PROCESS_CPU]);
+    let waiting = (DRAIN_WAITING.0, Unit::Count, DRAIN_WAITING.1);
+    let gauges = GAUGES.into_iter().chain([waiting]).chain(JOURNAL_GAUGES).chain(PROCESS_GAUGES);
     let histograms = [
         (JOURNAL_SYNC, Unit::Seconds, "How long fdatasyncs took; the sum is made of the middles of the buckets."),
         (API_DURATION, Unit::Seconds, "How long calls took, by method; of streams, until they ended."),
@@ -175,6 +191,7 @@ pub(super) fn serve(address: SocketAddr, node: Arc<Node>) -> Result<(), Failure>
         loop {
             interval.tick().await;
             record(&node.applier());
+            record_drained(node.drained());
             let journal = node.journal();
             // Both look at files.
             let looked = tokio::task::spawn_blocking(move || (journal.stats(), process::look())).await;
@@ -224,6 +241,15 @@ fn record(status: &applier::Status) {
     if let Some(at) = status.drift.compared_at.and_then(|at| at.duration_since(UNIX_EPOCH).ok()) {
         gauge!("holdfast_drift_compared_timestamp").set(at.as_secs_f64());
     }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "what Prometheus keeps is an f64")]
+fn record_drained(counts: &drain::Counts) {
+    let values = [&counts.closed, &counts.reselected, &counts.failures];
+    for ((name, _), value) in DRAIN_COUNTERS.into_iter().zip(values) {
+        counter!(name).absolute(value.load(Ordering::Relaxed));
+    }
+    gauge!(DRAIN_WAITING.0).set(counts.waiting.load(Ordering::Relaxed) as f64);
 }
 
 /// The journal's histogram counts durations by powers of two of a microsecond; here they are the ends of the buckets.

@@ -5,6 +5,7 @@
 //! machine (may we, and is there what we need?), the journal (is it ours and whole?), and only then the kernel's tables. A stop is the same in reverse; pins and links stay.
 
 mod backend;
+mod drain;
 mod enrolment;
 mod metrics;
 mod rejection;
@@ -28,6 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use self::backend::Node;
+use self::drain::Drainer;
 use self::enrolment::Enrolment;
 use crate::cli::{Datapath, LogFormat};
 use crate::config::Config;
@@ -61,14 +63,24 @@ pub fn run(config: &Config, started: Instant) -> Result<(), Failure> {
     let pipeline = Pipeline::start_shown(journal.clone(), Some(shown), options)?;
     let ready_after = started.elapsed();
     let node = Arc::new(Node::new(journal, pipeline, &target, enrolment, config.journal().retention, ready_after));
+    let drainer = match &target {
+        Target::Kernel(options) => Some(drain(&node, options)?),
+        Target::Memory => None,
+    };
     let runtime =
         Runtime::new().map_err(|error| Failure::new(Exit::Failure, format!("cannot start a runtime: {error}")))?;
     let outcome = runtime.block_on(serve_until_stopped(Arc::clone(&node), listeners, config));
     // First the requests that are left, then the applier, then the journal: each flushes what it was given.
     runtime.shutdown_timeout(Duration::from_secs(1));
+    drop(drainer);
     drop(node);
     tracing::info!("stopped; what is pinned stays and balances on");
     outcome
+}
+
+fn drain(node: &Arc<Node>, options: &loader::Options) -> Result<Drainer, Failure> {
+    Drainer::start(Arc::clone(node), options.pin_root.clone())
+        .map_err(|error| Failure::new(Exit::Failure, format!("cannot start a thread: {error}")))
 }
 
 /// Takes the places where the API is offered. Nothing is served there yet.

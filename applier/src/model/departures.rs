@@ -15,6 +15,10 @@ impl Model {
             return false;
         }
         let workload = self.workloads.get(&lead.backend).map(|workload| &**workload);
+        // To a workload's own waypoint no service has sent it.
+        if lead.service == lead.backend && workload.is_some() {
+            return false;
+        }
         lead.reaches_backend(Some(service), Some(workload)) == Some(false)
     }
 

@@ -104,7 +104,7 @@ pub enum Event {
 pub struct Drained {
     /// The service's name.
     pub service: String,
-    /// The uid of the workload that backed it.
+    /// The uid of the workload that backed it; empty: it was the service's waypoint.
     pub workload: String,
     /// How the service wanted it.
     pub mode: DrainMode,
@@ -125,10 +125,14 @@ pub struct Lease {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Drained(Drained { service, workload, mode, closed, reselected }) => write!(
-                f,
-                "drained Service {service} of Workload {workload} ({mode}): {closed} closed, {reselected} reselected"
-            ),
+            Self::Drained(Drained { service, workload, mode, closed, reselected }) => {
+                write!(f, "drained Service {service} of ")?;
+                match &**workload {
+                    "" => f.write_str("its waypoint")?,
+                    uid => write!(f, "Workload {uid}")?,
+                }
+                write!(f, " ({mode}): {closed} closed, {reselected} reselected")
+            }
             Self::Leased(Lease { ttl_seconds: 0 }) => f.write_str("lease: none, what it owns stays"),
             Self::Leased(Lease { ttl_seconds }) => {
                 write!(f, "lease: what it owns expires after {ttl_seconds} s without it")
