@@ -120,7 +120,7 @@ impl Changes {
 struct Pages<'r> {
     reader: &'r Reader,
     wanted: HashSet<ResourceId>,
-    pages: HashMap<Lsn, Page>,
+    by_lsn: HashMap<Lsn, Page>,
 }
 
 struct Page {
@@ -132,7 +132,7 @@ struct Page {
 impl<'r> Pages<'r> {
     fn new(reader: &'r Reader, leads: &[(Lead, Epoch)]) -> Self {
         let wanted = leads.iter().flat_map(|(lead, _)| [lead.service, lead.backend]).collect();
-        Self { reader, wanted, pages: HashMap::new() }
+        Self { reader, wanted, by_lsn: HashMap::new() }
     }
 
     /// Takes in the records behind the epoch.
@@ -155,7 +155,7 @@ impl<'r> Pages<'r> {
     }
 
     fn page(&mut self, lsn: Lsn) -> Result<&Page, ReadError> {
-        if !self.pages.contains_key(&lsn) {
+        if !self.by_lsn.contains_key(&lsn) {
             let record = self.reader.record(lsn)?.decode();
             let record = record.map_err(|source| ReadError::Undecodable { lsn, source })?;
             let written = Written { lsn, monotonic_ns: record.monotonic_ns, boot_id: record.boot_id };
@@ -171,8 +171,8 @@ impl<'r> Pages<'r> {
                     said.insert(id, (key.name, resource));
                 }
             }
-            self.pages.insert(lsn, Page { written, said });
+            self.by_lsn.insert(lsn, Page { written, said });
         }
-        Ok(&self.pages[&lsn])
+        Ok(&self.by_lsn[&lsn])
     }
 }

@@ -96,7 +96,9 @@ impl Sweeper {
             }
             let lead = Lead::from(&socket.stamp);
             let sockets = found.entry(lead).or_insert_with(|| pipeline.may_drain(&lead).then(Vec::new));
-            sockets.iter_mut().for_each(|sockets| sockets.push(socket));
+            if let Some(sockets) = sockets {
+                sockets.push(socket);
+            }
         });
         // Those that were shown can be dealt with all the same.
         listed.unwrap_or_else(|error| swept.failed(&error));
