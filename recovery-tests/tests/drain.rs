@@ -2,7 +2,7 @@
 //! the agent was there when it went or not; and the journal tells. Real sockets, the real agent.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::sync::mpsc;
@@ -13,6 +13,7 @@ use api::Level;
 use loader::{Datapath, Options, Sockets};
 use recovery_tests::agent::{Agent, Settings, holdfast, run};
 use recovery_tests::echo::{DatagramServers, backend_addresses};
+use recovery_tests::elsewhere::{ELSEWHERE, Elsewhere};
 use recovery_tests::requirements::kernel_is_usable;
 use recovery_tests::sandbox::{Sandbox, enter_network};
 use recovery_tests::stamped::{Attempt, Enrolled, attempt_over};
@@ -34,6 +35,8 @@ const BACKENDS: u16 = 3;
 const TELLS: &str = "holdfast";
 /// Only a hanging agent takes that long.
 const TIMEOUT: Duration = Duration::from_mins(1);
+/// How long connections are left alone, where that is tested.
+const GRACE_SECONDS: u32 = 4;
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// An agent, and this process among its clients.
@@ -42,7 +45,7 @@ struct Rig {
     datapath: Datapath,
     /// Whether sockets are found also in namespaces that nothing but sockets keeps.
     finds_all: bool,
-    _servers: [OwnedFd; 2],
+    servers: [OwnedFd; 2],
     _enrolled: Enrolled,
     sandbox: Sandbox,
 }
@@ -92,7 +95,7 @@ impl Rig {
         let finds_all = Sockets::open(&pin_root).without_iterators().is_none();
         let datapath = Datapath::open(Options { pin_root, cgroup }).expect("a pin root");
         let enrolled = Enrolled::in_cgroup_of(&sandbox);
-        Some(Self { agent: Some(agent), datapath, finds_all, _servers: serve(), _enrolled: enrolled, sandbox })
+        Some(Self { agent: Some(agent), datapath, finds_all, servers: serve(), _enrolled: enrolled, sandbox })
     }
 
     fn agent(&self) -> &Agent {
@@ -341,8 +344,7 @@ fn check_command_line(sandbox: &Sandbox) {
 #[test]
 fn graceful_waits_also_while_the_agent_is_away_and_means_nobody_who_came_back() {
     let Some(mut rig) = Rig::start() else { return };
-    const SECONDS: u32 = 4;
-    rig.push_all(mesh(vec![service(0, DrainMode::Graceful, SECONDS)]));
+    rig.push_all(mesh(vec![service(0, DrainMode::Graceful, GRACE_SECONDS)]));
     let clients: Vec<Client> =
         [SocketType::STREAM, SocketType::DGRAM].into_iter().flat_map(|kind| rig.connect(0, kind, 20)).collect();
     // It is away for a moment, so its connections are meant no longer.
@@ -360,7 +362,7 @@ fn graceful_waits_also_while_the_agent_is_away_and_means_nobody_who_came_back() 
     for (record, drained) in &told {
         assert_eq!((&*drained.workload, drained.mode), (&*world::workload_uid(1), DrainMode::Graceful));
         let waited = record.monotonic_ns - removed.monotonic_ns;
-        assert!(waited >= u64::from(SECONDS) * SECOND_NS, "it was closed after {waited} ns");
+        assert!(waited >= u64::from(GRACE_SECONDS) * SECOND_NS, "it was closed after {waited} ns");
     }
     // The other one's time would have been over before.
     assert!(count(&clients, |client| client.leads(0, 2)) > 0);
@@ -369,8 +371,12 @@ fn graceful_waits_also_while_the_agent_is_away_and_means_nobody_who_came_back() 
 #[test]
 fn what_went_while_the_agent_was_dead_is_found_when_it_begins() {
     let Some(mut rig) = Rig::start() else { return };
-    // The second has a waypoint instead of backends; the third is to go altogether.
-    let waypoint = Waypoint { address: backend_addresses(7)[0], port: PORT };
+    // The second has a waypoint instead of backends, in another namespace, as it is told from its clients by that; the third is
+    // to go altogether.
+    let elsewhere = Elsewhere::new();
+    let waypoint = Waypoint { address: ELSEWHERE[0], port: PORT + 1 };
+    let listener = elsewhere.run(|| TcpListener::bind((waypoint.address, waypoint.port)));
+    let _listener = listener.expect("a free port in a new namespace");
     let with_waypoint = Service { waypoint: Some(waypoint), ..service(1, DrainMode::Terminate, 0) };
     let services = vec![service(0, DrainMode::Terminate, 0), with_waypoint, service(2, DrainMode::Terminate, 0)];
     rig.push_all(mesh(services));
@@ -423,7 +429,7 @@ fn what_went_while_the_agent_was_dead_is_found_when_it_begins() {
 #[test]
 fn reselect_moves_connected_datagram_sockets_and_closes_the_others() {
     let Some(mut rig) = Rig::start() else { return };
-    rig._servers = serve_streams_only(rig._servers);
+    rig.servers = serve_streams_only(rig.servers);
     let addresses: Vec<String> =
         (0..BACKENDS).map(|number| format!("{}/128 nodad", backend_addresses(number)[1])).collect();
     rig.sandbox.add_addresses(addresses.iter().map(String::as_str)).expect("root may add addresses");

@@ -21,8 +21,8 @@ use storage_schema::resource::{
 const PORT: u16 = 8080;
 const WAYPOINT_PORT: u16 = 15_008;
 
-fn waypoint(address: IpAddr) -> Option<Waypoint> {
-    Some(Waypoint { address, port: WAYPOINT_PORT })
+fn waypoint(address: IpAddr) -> Waypoint {
+    Waypoint { address, port: WAYPOINT_PORT }
 }
 
 fn workload(number: u16, waypoint: Option<Waypoint>, services: Vec<Backing>) -> Resource {
@@ -63,7 +63,7 @@ fn a_workload_with_a_waypoint_is_reached_through_it_on_every_port() {
     let own = format!("{}/128", addresses[1]);
     bare.sandbox().add_addresses([own.as_str()]).expect("`ip` adds an address");
     for (turn, family) in [0, 1, 0].into_iter().enumerate() {
-        bare.push(vec![workload(0, waypoint(ELSEWHERE[family]), Vec::new())]);
+        bare.push(vec![workload(0, Some(waypoint(ELSEWHERE[family])), Vec::new())]);
         match turn {
             0 => {}
             1 => bare.restart(),
@@ -117,13 +117,13 @@ fn the_waypoint_of_a_service_is_balanced_to_its_workloads() {
                 vips: world::vips(0).to_vec(),
                 ports: vec![port.clone()],
                 load_balancing: LoadBalancing::of(policy),
-                waypoint: waypoint(at),
+                waypoint: Some(waypoint(at)),
                 ..Service::default()
             };
             let owner = ResourceId::named(Kind::Service, &service.name);
             let backing = || vec![Backing { service: service.name.clone(), ports: Vec::new() }];
             // What a workload says of its own waypoint is for those who dial the workload.
-            let workloads = (0..3).map(|number| workload(number, waypoint(at), backing()));
+            let workloads = (0..3).map(|number| workload(number, Some(waypoint(at)), backing()));
             bare.push(workloads.chain([Resource::Service(service.clone())]).collect());
             let [to, other] = [family, 1 - family].map(|family| SocketAddr::new(world::vips(0)[family], 80));
             redirected(&attempt(bare.datapath(), to, false), to, at, owner);
