@@ -25,6 +25,9 @@ tools=$root/target/tools
 log=$tools/setup.log
 rust_version=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' "$root/Cargo.toml")
 
+# Where Debian has servers, which a user's own PATH may leave out.
+PATH=$PATH:/usr/sbin:/sbin
+
 say() { printf 'setup: %s\n' "$*"; }
 fail() {
     printf 'setup: error: %s\n' "$*" >&2
@@ -148,6 +151,9 @@ install_packages() {
         want_command strace strace "a test watches the journal's fdatasync with it"
         want_command promtool prometheus "a test has it read the agent's metrics"
         want_package python3-venv "the Python client of api/examples, which tests run"
+        want_command haproxy haproxy "tests reach it through virtual addresses, with curl and Python"
+        want_command dnsmasq dnsmasq-base "tests ask it through virtual addresses, with dig"
+        want_command dig bind9-dnsutils "the client of that"
     fi
     if asked lint && { [ "$host" = /usr/bin ] || [ -z "$host" ]; }; then
         want_package rustfmt-web "make lint"
@@ -158,8 +164,8 @@ install_packages() {
 
 check_commands() {
     have cc || fail "no C compiler (cc): install gcc or clang, it links every Rust program"
-    for tool in $(asked demo && echo curl ip) $(asked test && echo curl ip strace); do
-        have "$tool" || fail "$tool is not installed: the demo needs curl and ip, the tests strace as well"
+    for tool in $(asked demo && echo curl ip) $(asked test && echo curl ip strace haproxy dnsmasq dig); do
+        have "$tool" || fail "$tool is not installed: the demo needs curl and ip, the tests strace, haproxy, dnsmasq and dig as well"
     done
 }
 
