@@ -117,6 +117,11 @@ pub enum Command {
     /// Show the agent's condition: how far it is, how full its tables are, what is in its way.
     #[command(after_help = "Example:\n  holdfast status --wait --timeout 30s")]
     Status(StatusArgs),
+    /// Change what the agent logs, until it ends or this is used again; without a filter: back to what its settings say.
+    #[command(
+        after_help = "Examples:\n  holdfast log-level debug\n  holdfast log-level info,applier=debug\n  holdfast log-level"
+    )]
+    LogLevel(LogLevelArgs),
     /// Look into the journal: what happened on this node; verify, export, save and keep it.
     #[command(
         after_help = "Examples:\n  holdfast journal log --since -10m\n  holdfast journal verify --state-dir /var/lib/holdfast"
@@ -227,6 +232,14 @@ pub struct AgentArgs {
     /// How to log [default: text].
     #[arg(long, env = "HOLDFAST_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
+}
+
+/// What `log-level` takes.
+#[derive(Args, Clone, Debug)]
+pub struct LogLevelArgs {
+    /// A tracing filter: a level, or levels by part.
+    #[arg(value_name = "FILTER")]
+    pub filter: Option<String>,
 }
 
 /// How the journal is written and kept.

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use expect_test::expect;
-use running::{Place, check, example};
+use running::{Place, SERVICE, check, example};
 
 #[test]
 fn everything_is_there_again_after_a_stop_and_after_a_kill() {
@@ -164,4 +164,41 @@ fn bad_settings_are_refused_before_anything_is_opened() {
     "#]],
     );
     assert!(!place.path("state").exists());
+}
+
+#[test]
+fn what_is_logged_is_changed_while_it_runs() {
+    let place = Place::new();
+    let agent = place.start();
+    let manifest = place.write("cart.yaml", SERVICE);
+    let log = || fs::read_to_string(place.path("log")).unwrap();
+    place.run(&["apply", "-f", &manifest]).succeeded();
+    assert_eq!(log(), "", "errors only, and there are none");
+
+    let said = place.run(&["log-level", "error,agent=debug,applier=debug"]).succeeded();
+    assert_eq!(said.stdout, "the agent logs `error,agent=debug,applier=debug`, it logged `error` before\n");
+    let pushed = place.run(&["apply", "-f", &manifest, "--source", "noisy", "--take-over", "--wait", "applied"]);
+    pushed.succeeded();
+    // The way of a transaction, by its number and its source.
+    for said in
+        ["a transaction is submitted lsn=2", "a transaction is durable lsn=2", "up to this one are visible lsn=2"]
+    {
+        assert!(log().contains(said), "{said}: {}", log());
+    }
+    assert!(log().contains(r#"source="noisy""#), "{}", log());
+
+    check(
+        &place,
+        &place.run(&["log-level", "applier=loud"]),
+        &expect![[r#"
+        exit 3
+        holdfast: filter: `applier=loud` is not a log filter: error parsing level filter: expected one of "off", "error", "warn", "info", "debug", "trace", or a number 0-5
+    "#]],
+    );
+    let said = place.run(&["log-level"]).succeeded();
+    assert_eq!(said.stdout, "the agent logs `error`, it logged `error,agent=debug,applier=debug` before\n");
+    let before = log();
+    place.run(&["apply", "-f", &manifest, "--take-over"]).succeeded();
+    assert_eq!(log(), before, "as quiet as at first");
+    drop(agent);
 }

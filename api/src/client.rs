@@ -35,7 +35,7 @@ use crate::push::{Hello, encode_level};
 use crate::rejection::{Rejection, Violations};
 use crate::server::Read;
 use crate::source::{ListedSource, decode_source};
-use crate::status::{Status, UnreadableStatus, decode_status};
+use crate::status::{LogFilter, Status, UnreadableStatus, decode_status};
 use crate::{Level, MESSAGE_BYTES_MAX, Receipt, Stored, WAIT_TIMEOUT_MAX, proto};
 
 /// How long a call may take: longer than any wait that a server grants, so that it only ends calls to one that hangs.
@@ -371,6 +371,14 @@ impl Client {
         let mut client = StatusServiceClient::new(self.channel.clone());
         let answer = client.get_status(proto::GetStatusRequest {}).await.map_err(|status| self.error(&status))?;
         Ok(decode_status(answer.into_inner())?)
+    }
+
+    /// Changes what the agent logs; without a filter, back to what its settings say.
+    pub async fn set_log_filter(&self, filter: Option<&str>) -> Result<LogFilter, ClientError> {
+        let mut client = StatusServiceClient::new(self.channel.clone());
+        let request = proto::SetLogFilterRequest { filter: filter.map(str::to_owned) };
+        let answer = client.set_log_filter(request).await.map_err(|status| self.error(&status))?.into_inner();
+        Ok(LogFilter { now: answer.filter, before: answer.filter_before })
     }
 
     /// Has the agent compare its tables with the journal.

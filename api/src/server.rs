@@ -39,7 +39,7 @@ use crate::rejection::{Rejection, Violation, Violations};
 use crate::replay::{Question, StateQuery};
 use crate::services::{capabilities, health, reflection};
 use crate::source::SourcesPage;
-use crate::status::{Status, encode_status};
+use crate::status::{LogFilter, Status, encode_status};
 use crate::watch::{
     RecordsStep, RecordsWatch, StateStep, StateWatch, decode_records_watch, decode_state_watch, encode_records_step,
     encode_state_step,
@@ -151,6 +151,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The network namespaces that are managed.
     fn namespaces(&self) -> impl Future<Output = Result<Vec<proto::EnrolledNamespace>, NamespaceError>> + Send;
+
+    /// Changes what is logged; without a filter, back to what the settings say. `Err`: why that is no filter.
+    fn set_log_filter(&self, filter: Option<String>) -> Result<LogFilter, String>;
 
     /// Whether transactions are taken now. Asked often.
     fn takes_transactions(&self) -> bool;
@@ -402,6 +405,19 @@ impl<B: Backend> StatusService for Handler<B> {
         _request: Request<proto::GetStatusRequest>,
     ) -> Result<Response<proto::GetStatusResponse>, RpcStatus> {
         Ok(Response::new(encode_status(self.backend.status().await)))
+    }
+
+    async fn set_log_filter(
+        &self,
+        request: Request<proto::SetLogFilterRequest>,
+    ) -> Result<Response<proto::SetLogFilterResponse>, RpcStatus> {
+        let changed = self.backend.set_log_filter(request.into_inner().filter);
+        let LogFilter { now, before } = changed.map_err(|description| {
+            let mut found = Violations::default();
+            found.push(violation("filter", description));
+            Rejection::invalid(found).to_status()
+        })?;
+        Ok(Response::new(proto::SetLogFilterResponse { filter: now, filter_before: before }))
     }
 
     async fn get_capabilities(

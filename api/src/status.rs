@@ -9,6 +9,15 @@ use crate::convert::{Path, decode_kind, encode_kind};
 use crate::proto;
 use crate::rejection::Violations;
 
+/// What the agent logs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFilter {
+    /// The tracing filter that holds now.
+    pub now: String,
+    /// The one that held before.
+    pub before: String,
+}
+
 /// An agent's condition at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {

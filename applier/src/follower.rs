@@ -222,6 +222,7 @@ impl<H: Home> Follower<H> {
                 progress.flips += 1;
                 progress.trouble = None;
                 drop(progress);
+                tracing::debug!(lsn = %head.lsn, entries = applied.entries, "transactions up to this one are visible");
                 self.tell(head.lsn);
                 if let (Some(job), Some(batch)) = (&mut self.job, self.batch.take()) {
                     job.since.push(batch);

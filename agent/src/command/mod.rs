@@ -6,6 +6,7 @@ mod delete;
 mod doctor;
 mod get;
 mod journal;
+mod log_level;
 mod namespace;
 mod past;
 mod push;
@@ -41,6 +42,7 @@ pub fn run(cli: Cli, started: Instant) -> Result<(), Failure> {
         Command::History(args) => past::history(common, &args),
         Command::Why(args) => past::why(common, &args),
         Command::Status(args) => status::run(common, &args),
+        Command::LogLevel(args) => log_level::run(common, &args),
         Command::Journal(args) => journal::run(common, &args),
         Command::Bpf(args) => bpf::run(common, &args),
         Command::Namespace(args) => namespace::run(common, &args),

@@ -16,17 +16,18 @@ use api::rejection::{DeltaName, Rejection};
 use api::replay::{Question, StateQuery};
 use api::server::{Backend, DatapathError, Flow, Read, Unreadable};
 use api::source::{Source, SourcesPage};
-use api::status::{Datapath, DatapathKind, Drift, Restart, Status, TablePressure};
+use api::status::{Datapath, DatapathKind, Drift, LogFilter, Restart, Status, TablePressure};
 use api::watch::{RecordsStep, RecordsWatch, StateStep, StateWatch};
 use api::{Level, Receipt, Stored};
 use applier::{Pipeline, Planned, RequestError, Target, Verification};
 use journal::{Journal, ReadError, Retention, StoredResource};
 use storage_schema::id::{Epoch, Lsn};
-use storage_schema::record::{Delta, Transaction};
+use storage_schema::record::{Delta, Origin, Transaction};
 use storage_schema::resource::ResourceKey;
 use tokio::sync::Semaphore;
 
 use super::enrolment::Enrolment;
+use super::logging::Logging;
 use super::rejection::{not_durable, not_pushed};
 use super::{drain, streams, watch};
 use crate::config::Config;
@@ -43,6 +44,7 @@ pub(super) struct Node {
     kernel: Option<loader::Options>,
     /// Who is managed; `None` without a kernel.
     enrolment: Option<Enrolment>,
+    logging: Logging,
     /// What a compaction keeps that does not say.
     retention: Retention,
     /// Whoever answers a question about the past holds a whole state in memory: one at a time.
@@ -58,6 +60,7 @@ impl Node {
         pipeline: Pipeline,
         target: &Target,
         enrolment: Option<Enrolment>,
+        logging: Logging,
         retention: Retention,
         ready_after: Duration,
     ) -> Self {
@@ -70,6 +73,7 @@ impl Node {
             journal,
             kernel,
             enrolment,
+            logging,
             retention,
             questions: Arc::new(Semaphore::new(1)),
             drained: drain::Counts::default(),
@@ -191,11 +195,17 @@ impl Backend for Node {
     async fn submit(&self, push: Push) -> Result<Submitted, Rejection> {
         let Push { transaction, preconditions, client } = push;
         let deltas: Vec<DeltaName> = transaction.deltas.iter().map(DeltaName::from).collect();
+        let Origin { source, version, .. } = transaction.origin.clone();
         let pending = self.pipeline.push_if(transaction, &preconditions, client).await;
         let pending = pending.map_err(|error| not_pushed(error, &deltas))?;
         let (lsn, record_hash, duplicate) = (pending.lsn(), pending.hash(), pending.is_duplicate());
         let removed = pending.removed();
-        let durable = async move { pending.durable().await.map(drop).map_err(|error| not_durable(&error)) };
+        tracing::debug!(%lsn, source, version, deltas = deltas.len(), removed, duplicate, "a transaction is submitted");
+        let durable = async move {
+            pending.durable().await.map_err(|error| not_durable(&error))?;
+            tracing::debug!(%lsn, source, version, "a transaction is durable");
+            Ok(())
+        };
         Ok(Submitted { lsn, record_hash, duplicate, removed, durable: Box::pin(durable) })
     }
 
@@ -368,6 +378,10 @@ impl Backend for Node {
 
     async fn namespaces(&self) -> Result<Vec<proto::EnrolledNamespace>, NamespaceError> {
         self.enrols()?.namespaces().await
+    }
+
+    fn set_log_filter(&self, filter: Option<String>) -> Result<LogFilter, String> {
+        self.logging.set(filter)
     }
 
     fn takes_transactions(&self) -> bool {

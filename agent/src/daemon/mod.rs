@@ -7,13 +7,13 @@
 mod backend;
 mod drain;
 mod enrolment;
+mod logging;
 mod metrics;
 mod rejection;
 mod streams;
 mod watch;
 
 use std::future::Future;
-use std::io::{self, IsTerminal as _};
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,12 +26,12 @@ use applier::{Loader, Options, Pipeline, Target};
 use journal::Journal;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 use self::backend::Node;
 use self::drain::Drainer;
 use self::enrolment::Enrolment;
-use crate::cli::{Datapath, LogFormat};
+use self::logging::Logging;
+use crate::cli::Datapath;
 use crate::config::Config;
 use crate::exit::{Exit, Failure};
 use crate::host::{self, MountTable};
@@ -46,7 +46,7 @@ pub fn metrics_reference() -> String {
 
 /// Runs the agent until it is told to stop. `started` is when the process began.
 pub fn run(config: &Config, started: Instant) -> Result<(), Failure> {
-    init_logging(config);
+    let logging = Logging::begin(config);
     #[cfg(feature = "failpoints")]
     crate::failpoints::arm()?;
     let listeners = listen(config)?;
@@ -62,7 +62,8 @@ pub fn run(config: &Config, started: Instant) -> Result<(), Failure> {
         Options { target: target.clone(), limits: config.capacities, verify_interval: config.verify_interval };
     let pipeline = Pipeline::start_shown(journal.clone(), Some(shown), options)?;
     let ready_after = started.elapsed();
-    let node = Arc::new(Node::new(journal, pipeline, &target, enrolment, config.journal().retention, ready_after));
+    let node =
+        Arc::new(Node::new(journal, pipeline, &target, enrolment, logging, config.journal().retention, ready_after));
     let drainer = match &target {
         Target::Kernel(options) => Some(drain(&node, options)?),
         Target::Memory => None,
@@ -181,15 +182,6 @@ fn stop_signal() -> Result<impl Future<Output = &'static str>, Failure> {
             _ = interrupt.recv() => "SIGINT",
         }
     })
-}
-
-fn init_logging(config: &Config) {
-    let filter = EnvFilter::new(&config.log_filter);
-    let logging = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    match config.log_format {
-        LogFormat::Text => logging.with_ansi(io::stderr().is_terminal()).init(),
-        LogFormat::Json => logging.json().init(),
-    }
 }
 
 /// Tells a service manager that asked for it (`sd_notify(3)`); nobody asking is the usual case.

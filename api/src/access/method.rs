@@ -55,6 +55,7 @@ pub const METHODS: &[Method] = &[
     method("/holdfast.v1.ResourceService/WatchState", READ, Shape::Reader),
     method("/holdfast.v1.StatusService/GetStatus", READ, Shape::Unary),
     method("/holdfast.v1.StatusService/GetCapabilities", Need::Known, Shape::Unary),
+    method("/holdfast.v1.StatusService/SetLogFilter", ADMIN, Shape::Unary),
     method("/holdfast.v1.JournalService/ReadRecords", READ, Shape::Reader),
     method("/holdfast.v1.JournalService/WatchRecords", READ, Shape::Reader),
     method("/holdfast.v1.JournalService/GetJournalStats", READ, Shape::Unary),

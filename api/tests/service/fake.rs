@@ -17,7 +17,7 @@ use api::replay::{Question, StateQuery};
 use api::server::{Backend, DatapathError, Flow, Limits, Read, Unreadable, serve};
 use api::socket::Socket;
 use api::source::{Source, SourcesPage};
-use api::status::{Datapath, DatapathKind, Drift, Restart, Status, TablePressure};
+use api::status::{Datapath, DatapathKind, Drift, LogFilter, Restart, Status, TablePressure};
 use api::watch::{RecordsStep, RecordsWatch, StateStep, StateWatch};
 use api::{Stored, proto};
 use storage_schema::codec::encode_record;
@@ -178,6 +178,10 @@ impl Backend for Fake {
 
     async fn namespaces(&self) -> Result<Vec<proto::EnrolledNamespace>, NamespaceError> {
         Ok(vec![proto::EnrolledNamespace { cookie: 7, ..Default::default() }])
+    }
+
+    fn set_log_filter(&self, _filter: Option<String>) -> Result<LogFilter, String> {
+        Err("there is no log".to_owned())
     }
 
     fn takes_transactions(&self) -> bool {
