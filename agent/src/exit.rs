@@ -226,7 +226,7 @@ impl From<&StartError> for Failure {
 
 const fn exit_of_load(error: &LoadError) -> Exit {
     match error {
-        LoadError::Io { .. } | LoadError::Link { .. } | LoadError::Pin { .. } => Exit::Failure,
+        LoadError::Io { .. } | LoadError::Pin { .. } => Exit::Failure,
         _ => Exit::Unsupported,
     }
 }

@@ -11,7 +11,7 @@ use storage_schema::map::{Affinity, FINGERPRINT, FLOW_FINGERPRINT, FrontendKey, 
 #[test]
 fn the_abi_changes_on_purpose_only() {
     assert_eq!(format!("{FINGERPRINT:#018x}"), "0x7062c11209d087a9");
-    assert_eq!(format!("{FLOW_FINGERPRINT:#018x}"), "0xa78aed7285354914");
+    assert_eq!(format!("{FLOW_FINGERPRINT:#018x}"), "0x3389d19df351e66c");
     assert_eq!(format!("{:#018x}", Affinity::FINGERPRINT), "0x8fc46606b5c5fe39");
 }
 

@@ -9,20 +9,20 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Map, MapData, MapError, SkStorage};
-use aya::programs::CgroupAttachMode;
-use aya::programs::cgroup_sock_addr::CgroupSockAddr;
-use aya::programs::links::FdLink;
+use aya::programs::ProgramInfo;
 use storage_schema::map::{self, Affinity, Capacities, Enrolment, FLOW_FINGERPRINT, Peers, Stamp};
 
 use crate::cgroup::Cgroup;
 use crate::error::LoadError;
 use crate::generation::Generation;
-use crate::hook::{HOOKS, Hook};
+use crate::hook::{HOOKS, Hook, MESSAGES};
 use crate::sys;
 
 /// What sockets carry, what is remembered of clients, and who is managed: it outlives generations, while its layout is the same.
-const FLOW: [(&str, u64); 6] = [
+const FLOW: [(&str, u64); 7] = [
     (map::name::STAMPS, FLOW_FINGERPRINT),
+    // What acts on its sockets reads their stamps.
+    (map::name::WAYPOINT_SOCKETS, FLOW_FINGERPRINT),
     (map::name::PEERS, FLOW_FINGERPRINT),
     (map::name::AFFINITIES, Affinity::FINGERPRINT),
     (map::name::ENROLMENT, Enrolment::FINGERPRINT),
@@ -70,6 +70,8 @@ pub enum Change {
         /// The hook.
         hook: &'static str,
     },
+    /// What is written to connections to waypoints passed another program, or none; it passes the right one again.
+    MessagesReplaced,
     /// A pinned map or program is gone, or is another one. A new generation puts that right.
     PinChanged {
         /// Where.
@@ -90,6 +92,7 @@ impl fmt::Display for Change {
             Self::LinkUnpinned { hook } => write!(f, "the pin of the link of {hook} was removed"),
             Self::LinkDetached { hook } => write!(f, "the link of {hook} was detached"),
             Self::LinkReplaced { hook } => write!(f, "the link of {hook} ran another program"),
+            Self::MessagesReplaced => write!(f, "{} had another program or none", map::name::WAYPOINT_SOCKETS),
             Self::PinChanged { path } => write!(f, "the pin {} is gone or is another object", path.display()),
         }
     }
@@ -127,8 +130,12 @@ impl Datapath {
         Ok(())
     }
 
-    /// Complete generations, newest first.
+    /// Complete generations, newest first. None whose programs put sockets where they can no longer be found: what is gone from
+    /// `flow/` comes back with a new generation.
     pub fn complete_generations(&self) -> Result<Vec<Generation>, LoadError> {
+        if !flow_path(&self.pin_root, map::name::WAYPOINT_SOCKETS, FLOW_FINGERPRINT).exists() {
+            return Ok(Vec::new());
+        }
         let mut generations = Generation::list(&self.pin_root)?;
         generations.retain(Generation::is_complete);
         generations.reverse();
@@ -152,6 +159,7 @@ impl Datapath {
     /// not touched. Returns how many links were made or changed.
     pub fn activate(&mut self, generation: &Generation) -> Result<usize, LoadError> {
         let mut changed = 0;
+        self.attach_messages(generation)?;
         for hook in &HOOKS {
             changed += usize::from(self.link(hook, generation)?.is_some());
         }
@@ -179,6 +187,7 @@ impl Datapath {
             .collect();
         if changes.is_empty() {
             self.create_folders()?;
+            changes.extend(self.attach_messages(generation)?);
             for hook in &HOOKS {
                 changes.extend(self.link(hook, generation)?);
             }
@@ -203,9 +212,7 @@ impl Datapath {
     fn link(&mut self, hook: &Hook, generation: &Generation) -> Result<Option<Change>, LoadError> {
         let pin = self.links().join(hook.name);
         let hook_name = hook.name;
-        let program = CgroupSockAddr::from_pin(generation.program(hook), hook.attach_type)
-            .map_err(LoadError::program(hook.program))?;
-        let program_id = program.info().map_err(LoadError::program(hook.program))?.id();
+        let (program, program_id) = pinned_program(generation, hook.program)?;
         let pinned = pinned_link(&pin)?;
         let unpinned = pinned.is_none();
         if let Some(link) = pinned.or_else(|| self.links.remove(hook_name)) {
@@ -220,7 +227,6 @@ impl Datapath {
                 }
                 if current.program_id != program_id {
                     fail::fail_point!("loader.before_link");
-                    let program = program.fd().map_err(LoadError::program(hook.program))?;
                     sys::link_update(link.as_fd(), program.as_fd())
                         .map_err(LoadError::bpf("BPF_LINK_UPDATE", hook_name))?;
                     fail::fail_point!("loader.after_link");
@@ -235,21 +241,27 @@ impl Datapath {
             }
         }
         fail::fail_point!("loader.before_link");
-        self.attach(hook, program)?.pin(&pin).map_err(LoadError::pin(pin.clone()))?;
+        let link = sys::link_create(program.as_fd(), self.cgroup.directory.as_fd(), hook.attach_type)
+            .map_err(LoadError::bpf("BPF_LINK_CREATE", hook_name))?;
+        sys::obj_pin(link.as_fd(), &pin).map_err(LoadError::bpf("BPF_OBJ_PIN", pin.display().to_string()))?;
         fail::fail_point!("loader.after_link");
-        if let Some(link) = pinned_link(&pin)? {
-            self.links.insert(hook_name, link);
-        }
+        self.links.insert(hook_name, link);
         Ok(Some(Change::LinkDetached { hook: hook_name }))
     }
 
-    fn attach(&self, hook: &Hook, mut program: CgroupSockAddr) -> Result<FdLink, LoadError> {
-        let id = program
-            .attach(&self.cgroup.directory, CgroupAttachMode::Single)
-            .map_err(LoadError::program(hook.program))?;
-        let link = program.take_link(id).map_err(LoadError::program(hook.program))?;
-        FdLink::try_from(link)
-            .map_err(|source| LoadError::Link { path: self.links().join(hook.name), source: Box::new(source) })
+    /// Has what is written to connections to waypoints pass the generation's program, from those on that are established later.
+    fn attach_messages(&self, generation: &Generation) -> Result<Option<Change>, LoadError> {
+        let (program, program_id) = pinned_program(generation, MESSAGES)?;
+        let pin = flow_path(&self.pin_root, map::name::WAYPOINT_SOCKETS, FLOW_FINGERPRINT);
+        let sockets = sys::obj_get(&pin).map_err(LoadError::bpf("BPF_OBJ_GET", pin.display().to_string()))?;
+        let attached = sys::message_program(sockets.as_fd())
+            .map_err(LoadError::bpf("BPF_PROG_QUERY", pin.display().to_string()))?;
+        if attached == Some(program_id) {
+            return Ok(None);
+        }
+        sys::attach_message_program(sockets.as_fd(), program.as_fd())
+            .map_err(LoadError::bpf("BPF_PROG_ATTACH", pin.display().to_string()))?;
+        Ok(Some(Change::MessagesReplaced))
     }
 
     fn links(&self) -> PathBuf {
@@ -309,13 +321,21 @@ pub fn generations(pin_root: &Path) -> Result<Vec<(Generation, Vec<&'static str>
     let with_hooks = |generation: Generation| {
         let objects = generation.objects();
         let runs = |hook: &&Hook| {
-            let program = objects.get(&generation.program(hook)).copied().flatten();
+            let program = objects.get(&generation.program(hook.program)).copied().flatten();
             program.is_some() && attached.get(hook.name).copied() == program
         };
         let hooks = HOOKS.iter().filter(runs).map(|hook| hook.name).collect();
         (generation, hooks)
     };
     Ok(Generation::list(pin_root)?.into_iter().map(with_hooks).collect())
+}
+
+/// A generation's program, and the kernel's number of it.
+fn pinned_program(generation: &Generation, name: &'static str) -> Result<(OwnedFd, u32), LoadError> {
+    let pin = generation.program(name);
+    let program = sys::obj_get(&pin).map_err(LoadError::bpf("BPF_OBJ_GET", pin.display().to_string()))?;
+    let id = ProgramInfo::from_pin(&pin).map_err(LoadError::program(name))?.id();
+    Ok((program, id))
 }
 
 fn pinned_link(pin: &Path) -> Result<Option<OwnedFd>, LoadError> {
@@ -349,8 +369,16 @@ pub fn uninstall(pin_root: &Path) -> Result<bool, LoadError> {
         return Ok(false);
     }
     require_bpffs(pin_root)?;
-    // Links go first, so that no program runs on maps that are half gone.
+    // Links go first, so that no program runs on maps that are half gone; of these, what leads to a backend before what serves
+    // those that were led there.
     let links = pin_root.join("links");
+    for hook in HOOKS.iter().rev() {
+        let link = links.join(hook.name);
+        match fs::remove_file(&link) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(LoadError::io("remove", link)(error)),
+            _ => {}
+        }
+    }
     if links.exists() {
         fs::remove_dir_all(&links).map_err(LoadError::io("remove", links.clone()))?;
     }

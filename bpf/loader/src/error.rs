@@ -7,7 +7,6 @@ use aya::EbpfError;
 use aya::maps::MapError;
 use aya::pin::PinError;
 use aya::programs::ProgramError;
-use aya::programs::links::LinkError;
 
 /// Why the kernel's side could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -92,14 +91,13 @@ pub enum LoadError {
         #[source]
         source: Box<PinError>,
     },
-    /// A pinned link could not be read.
-    #[error("the pinned link {path} cannot be used: {source}", path = path.display())]
-    Link {
-        /// Where.
-        path: PathBuf,
-        /// aya's account.
-        #[source]
-        source: Box<LinkError>,
+    /// The kernel keeps something elsewhere than this build knows.
+    #[error(
+        "the kernel's types, /sys/kernel/btf/vmlinux, have no {missing}: this build is too old or too new for the kernel"
+    )]
+    UnknownLayout {
+        /// What was looked for.
+        missing: &'static str,
     },
     /// The object lacks a program or map that this code expects: it was not built from this source.
     #[error("the BPF object has no {what}")]

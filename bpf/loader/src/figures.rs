@@ -35,7 +35,7 @@ impl Generation {
 
     fn figures_of(&self, hook: &Hook) -> Result<ProgramFigures, LoadError> {
         let failed = || LoadError::program(hook.program);
-        let info = ProgramInfo::from_pin(self.program(hook)).map_err(failed())?;
+        let info = ProgramInfo::from_pin(self.program(hook.program)).map_err(failed())?;
         let program = info.fd().map_err(failed())?;
         // aya has everything but the counters.
         let path = format!("/proc/self/fdinfo/{}", program.as_fd().as_raw_fd());

@@ -5,14 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, Map, MapData, MapInfo};
-use aya::programs::ProgramInfo;
-use aya::programs::cgroup_sock_addr::CgroupSockAddr;
+use aya::programs::{Program, ProgramInfo};
 use aya::{EbpfLoader, Pod};
-use storage_schema::map::{self, Capacities, Control};
+use storage_schema::map::{self, Capacities, Control, TcpLayout};
 
-use crate::OBJECT;
 use crate::error::LoadError;
-use crate::hook::{HOOKS, Hook};
+use crate::hook;
+use crate::{OBJECT, sockets};
 
 /// Maps of a generation, as they are pinned. The socket storage is not among them: it outlives generations.
 const MAPS: [&str; 7] = [
@@ -37,6 +36,12 @@ pub struct Generation {
 #[derive(Clone, Copy)]
 struct ControlEntry(Control);
 unsafe impl Pod for ControlEntry {}
+
+/// [`TcpLayout`] as aya wants it. SAFETY: as above.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct TcpLayoutEntry(TcpLayout);
+unsafe impl Pod for TcpLayoutEntry {}
 
 impl Generation {
     pub(crate) fn at(pin_root: &Path, number: u64) -> Self {
@@ -63,8 +68,10 @@ impl Generation {
         for folder in [self.directory.clone(), self.maps(), self.programs()] {
             fs::create_dir(&folder).map_err(LoadError::io("create", folder.clone()))?;
         }
+        let layout = TcpLayoutEntry(sockets::tcp_layout()?);
         let mut settings = EbpfLoader::new();
         settings
+            .override_global("TCP_LAYOUT", &layout, true)
             .map_max_entries(map::name::FRONTEND_INDEX, capacities.frontend_cells())
             .map_max_entries(map::name::FRONTENDS, capacities.frontend_cells())
             .map_max_entries(map::name::SERVICES, capacities.service_cells())
@@ -84,14 +91,16 @@ impl Generation {
                 .map_err(LoadError::pin(path))?;
         }
         fail::fail_point!("loader.before_pin_programs");
-        for hook in &HOOKS {
-            let program: &mut CgroupSockAddr = object
-                .program_mut(hook.program)
-                .ok_or(LoadError::Incomplete { what: hook.program })?
-                .try_into()
-                .map_err(LoadError::program(hook.program))?;
-            program.load().map_err(LoadError::program(hook.program))?;
-            let path = self.program(hook);
+        for name in hook::programs() {
+            let program = object.program_mut(name).ok_or(LoadError::Incomplete { what: name })?;
+            let loaded = match program {
+                Program::CgroupSockAddr(program) => program.load(),
+                Program::SockOps(program) => program.load(),
+                Program::SkMsg(program) => program.load(),
+                _ => return Err(LoadError::Incomplete { what: name }),
+            };
+            loaded.map_err(LoadError::program(name))?;
+            let path = self.program(name);
             program.pin(&path).map_err(LoadError::pin(path))?;
         }
         fail::fail_point!("loader.after_create");
@@ -134,7 +143,7 @@ impl Generation {
             let id = MapInfo::from_pin(&pin).ok().map(|info| info.id());
             (pin, id)
         });
-        let programs = HOOKS.iter().map(|hook| self.program(hook)).map(|pin| {
+        let programs = hook::programs().map(|name| self.program(name)).map(|pin| {
             let id = ProgramInfo::from_pin(&pin).ok().map(|info| info.id());
             (pin, id)
         });
@@ -147,8 +156,8 @@ impl Generation {
         matches!(self.control(), Ok(Some(control)) if control.magic == Control::MAGIC)
     }
 
-    pub(crate) fn program(&self, hook: &Hook) -> PathBuf {
-        self.programs().join(hook.program)
+    pub(crate) fn program(&self, name: &str) -> PathBuf {
+        self.programs().join(name)
     }
 
     /// Removes its pins. What is still attached or mapped lives until it is not.

@@ -7,6 +7,7 @@
 //!   gen-<n>/programs/…    ... and the programs that read them: a generation
 //!   flow/stamps-<abi>     socket storages: they outlive generations while their ABI is unchanged;
 //!   flow/peers-<abi>      of sockets that were connected, and of those that send datagrams unconnected
+//!   flow/waypoint_sockets-<abi>   connections to waypoints, with the program for what is written to them
 //!   links/<hook>          one pinned cgroup link for each hook
 //! ```
 //!

@@ -34,6 +34,42 @@ pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     call(bpf_cmd::BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
+/// Attaches a program to a cgroup: until nothing holds the link any more.
+pub(crate) fn link_create(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: bpf_attach_type,
+) -> io::Result<OwnedFd> {
+    let mut attr = empty();
+    attr.link_create.__bindgen_anon_1.prog_fd = fd_number(program.as_raw_fd());
+    attr.link_create.__bindgen_anon_2.target_fd = fd_number(cgroup.as_raw_fd());
+    attr.link_create.attach_type = attach_type as u32;
+    descriptor(bpf_cmd::BPF_LINK_CREATE, &mut attr)
+}
+
+/// Has what is written to sockets that come into a socket map from now on pass a program: as long as there is the map.
+pub(crate) fn attach_message_program(map: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let mut attr = empty();
+    attr.__bindgen_anon_5.__bindgen_anon_1.target_fd = fd_number(map.as_raw_fd());
+    attr.__bindgen_anon_5.attach_bpf_fd = fd_number(program.as_raw_fd());
+    attr.__bindgen_anon_5.attach_type = bpf_attach_type::BPF_SK_MSG_VERDICT as u32;
+    call(bpf_cmd::BPF_PROG_ATTACH, &mut attr).map(drop)
+}
+
+/// The kernel's number of that program, if there is one.
+pub(crate) fn message_program(map: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+    let mut program_id = 0_u32;
+    let mut attr = empty();
+    // SAFETY: the fields belong to the union member that BPF_PROG_QUERY reads.
+    let query = unsafe { &mut attr.query };
+    query.__bindgen_anon_1.target_fd = fd_number(map.as_raw_fd());
+    query.attach_type = bpf_attach_type::BPF_SK_MSG_VERDICT as u32;
+    query.prog_ids = (&raw mut program_id) as u64;
+    query.__bindgen_anon_2.prog_cnt = 1;
+    call(bpf_cmd::BPF_PROG_QUERY, &mut attr)?;
+    Ok((program_id != 0).then_some(program_id))
+}
+
 /// What a cgroup link connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct CgroupLink {

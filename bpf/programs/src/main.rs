@@ -9,6 +9,7 @@
 //! * `connect.rs`: the cgroup connect hooks.
 //! * `datagram.rs`: the cgroup sendmsg and recvmsg hooks, for UDP sockets.
 //! * `peername.rs`: the cgroup getpeername hooks.
+//! * `waypoint.rs`: the cgroup sock_ops hook, and the program for messages: what waypoints are told.
 //! * `sockets.rs`: iterators that find balanced sockets and who holds them.
 
 #![no_std]
@@ -26,6 +27,7 @@ mod enrolment;
 mod maps;
 mod peername;
 mod sockets;
+mod waypoint;
 
 /// The kernel offers some helpers to GPL-compatible programs only.
 #[unsafe(link_section = "license")]

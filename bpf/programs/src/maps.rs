@@ -2,10 +2,11 @@
 
 use core::ffi::c_void;
 
+use aya_ebpf::bindings::bpf_sock;
 use aya_ebpf::btf_maps::SkStorage;
-use aya_ebpf::helpers::generated::bpf_loop;
+use aya_ebpf::helpers::generated::{bpf_loop, bpf_sk_storage_get};
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LruHashMap};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, SockHash};
 use decision::{Sought, Tables};
 use storage_schema::map::{
     Affinity, AffinityKey, Backend, Cell, Control, EndpointPair, Frontend, FrontendKey, Node, Peers, Service, Stamp,
@@ -38,9 +39,30 @@ pub static STAMPS: SkStorage<Stamp> = SkStorage::new();
 #[btf_map(name = "peers")]
 pub static PEERS: SkStorage<Peers> = SkStorage::new();
 
+/// Connections to waypoints that are still to be told where the client dialled, by their cookies.
+#[map(name = "waypoint_sockets")]
+pub static WAYPOINT_SOCKETS: SockHash<u64> = SockHash::with_max_entries(Stamp::WAYPOINT_SOCKETS_MAX, 0);
+
 /// Where clients went.
 #[map(name = "affinities")]
 pub static AFFINITIES: LruHashMap<AffinityKey, Affinity> = LruHashMap::with_max_entries(Affinity::MAX, 0);
+
+/// The stamp of a socket, which must not be null; null if it has none.
+///
+/// # Safety
+/// `socket` must be a socket that the verifier knows as one.
+#[inline(always)]
+pub unsafe fn stamp_of(socket: *mut bpf_sock) -> *mut Stamp {
+    let stamps = (&raw const STAMPS).cast_mut().cast();
+    // SAFETY: as required of the caller.
+    unsafe { bpf_sk_storage_get(stamps, socket.cast(), core::ptr::null_mut(), 0).cast() }
+}
+
+/// [`WAYPOINT_SOCKETS`] as helpers take it.
+#[inline(always)]
+pub fn waypoint_sockets() -> *mut c_void {
+    (&raw const WAYPOINT_SOCKETS).cast_mut().cast()
+}
 
 /// The epoch that this program run reads at. Load it once.
 #[inline(always)]

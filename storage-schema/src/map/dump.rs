@@ -67,6 +67,24 @@ impl KernelLayout {
 }
 
 abi_struct! {
+    /// Where the running kernel keeps what tells whether anything was written to a TCP socket, as byte offsets into `tcp_sock`.
+    /// The agent takes them from the kernel's BTF when it loads the programs.
+    pub struct TcpLayout[12] {
+        /// `tcp_sock.write_seq`.
+        pub write_seq: u32,
+        /// `tcp_sock.snd_una`.
+        pub snd_una: u32,
+        /// `tcp_sock.bytes_acked`.
+        pub bytes_acked: u32,
+    }
+}
+
+impl TcpLayout {
+    /// Before it is known.
+    pub const UNKNOWN: Self = Self { write_seq: 0, snd_una: 0, bytes_acked: 0 };
+}
+
+abi_struct! {
     /// A connected socket that was balanced to a backend.
     pub struct StampedSocket[136] {
         /// Why it is connected to where it is.

@@ -33,7 +33,7 @@ pub mod stamp;
 pub use affinity::{Affinity, AffinityKey};
 pub use cell::{Cell, NEVER, Version};
 pub use control::{Control, Head};
-pub use dump::{KernelLayout, SocketHolder, StampedSocket};
+pub use dump::{KernelLayout, SocketHolder, StampedSocket, TcpLayout};
 pub use enrolment::{EnrolledNamespace, Enrolment};
 pub use key::FrontendKey;
 pub use payload::{Backend, Frontend, Node, Service};
@@ -61,6 +61,9 @@ pub mod name {
     pub const STAMPS: &str = "stamps";
     /// Socket storage of [`super::Peers`]. It outlives generations likewise.
     pub const PEERS: &str = "peers";
+    /// Socket hash, by cookie: connections to waypoints that have not been told yet what the client dialled. It outlives
+    /// generations likewise.
+    pub const WAYPOINT_SOCKETS: &str = "waypoint_sockets";
     /// Hash from [`super::AffinityKey`] to [`super::Affinity`], of the clients that came last. It outlives generations likewise.
     pub const AFFINITIES: &str = "affinities";
     /// Array of one [`super::Enrolment`]. It outlives generations likewise.

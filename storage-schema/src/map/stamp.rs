@@ -33,8 +33,10 @@ abi_struct! {
         pub flags: u16,
         /// The port that the dialled one was replaced by, in network order.
         pub backend_port_be: u16,
+        /// With [`Stamp::WAYPOINT`], over TCP: whether the waypoint is told what the client dialled; one of `Stamp::METADATA_…`.
+        pub metadata: u8,
         /// Zeros.
-        pub reserved: [u8; 4],
+        pub reserved: [u8; 3],
     }
 }
 
@@ -45,6 +47,18 @@ impl Stamp {
     pub const FORWARDED: u8 = 1;
     /// The service had no usable backend and the connection was refused.
     pub const REFUSED: u8 = 2;
+
+    /// There is nothing to be told, or nothing yet: the connection is not established.
+    pub const METADATA_NONE: u8 = 0;
+    /// It comes before the first byte that the client writes.
+    pub const METADATA_DUE: u8 = 1;
+    /// It was put there.
+    pub const METADATA_SENT: u8 = 2;
+    /// It could not come first, so it does not come: the client had written before (TCP Fast Open), too many connections were
+    /// waiting for their first byte, or the kernel had no memory for it.
+    pub const METADATA_MISSED: u8 = 3;
+    /// How many connections to waypoints may wait for their first byte, and for its acknowledgement, at one time.
+    pub const WAYPOINT_SOCKETS_MAX: u32 = 65_536;
 
     /// The connection went to a waypoint, which wants to know where the client dialled.
     pub const WAYPOINT: u16 = 1;

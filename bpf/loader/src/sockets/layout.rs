@@ -4,10 +4,12 @@
 //! the programs as a constant. Only structures are read, and of these only names and offsets of members.
 
 use std::fs;
+use std::sync::OnceLock;
 
-use storage_schema::map::KernelLayout;
+use storage_schema::map::{KernelLayout, TcpLayout};
 
 use super::SocketError;
+use crate::LoadError;
 
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
@@ -19,6 +21,20 @@ pub(super) fn kernel_layout() -> Result<KernelLayout, SocketError> {
     let failed = |source| SocketError::KernelTypes { source };
     let bytes = fs::read(KERNEL_BTF).map_err(failed)?;
     layout(&bytes).map_err(|missing| SocketError::UnknownLayout { missing })
+}
+
+/// Reads where the running kernel keeps what tells whether anything was written to a TCP socket. Once: each generation asks.
+pub(crate) fn tcp_layout() -> Result<TcpLayout, LoadError> {
+    static KNOWN: OnceLock<TcpLayout> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return Ok(*known);
+    }
+    let bytes = fs::read(KERNEL_BTF).map_err(LoadError::io("read", KERNEL_BTF))?;
+    let types = Types::parse(&bytes).ok_or(LoadError::UnknownLayout { missing: "BTF that can be read" })?;
+    let offset = |member| types.offset("tcp_sock", member).ok_or(LoadError::UnknownLayout { missing: member });
+    let found =
+        TcpLayout { write_seq: offset("write_seq")?, snd_una: offset("snd_una")?, bytes_acked: offset("bytes_acked")? };
+    Ok(*KNOWN.get_or_init(|| found))
 }
 
 /// The layout that a kernel's BTF describes, or what it does not say.

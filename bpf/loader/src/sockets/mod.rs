@@ -19,6 +19,8 @@ mod diag;
 mod layout;
 mod listing;
 
+pub(crate) use layout::tcp_layout;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read as _};
