@@ -53,6 +53,9 @@ pub(crate) fn believe(
     // What cannot be read here is not believed, and trouble with it is told by those who have to.
     let attached = loader::generations(&options.pin_root).ok()?.into_iter().filter(|(_, hooks)| !hooks.is_empty());
     let shown = |(generation, _): (Generation, _)| {
+        if !loader::uses_flow(&generation, &options.pin_root) {
+            return None;
+        }
         let control = generation.control().ok()?.filter(|control| identity.matches(control))?;
         check_history(journal, &control, journal.durable().head()).ok()?;
         let capacities = generation.capacities().ok()?;

@@ -116,6 +116,36 @@ fn other_capacities_make_a_new_generation() {
     rig.finish();
 }
 
+/// Programs that put something into maps that nobody finds any more are not believed.
+#[test]
+fn what_sockets_carry_that_was_unpinned_while_it_was_dead_is_made_anew() {
+    let settings = Settings::default();
+    let Some((_seed, mut rig, mut agent)) =
+        rig("what_sockets_carry_that_was_unpinned_while_it_was_dead_is_made_anew", &settings)
+    else {
+        return;
+    };
+    let flow = rig.sandbox().pin_root().join("flow");
+    let names = || pins(&flow).into_iter().map(|(path, _)| path).collect::<Vec<String>>();
+    let all = names();
+    for unpinned in ["waypoint_sockets", "stamps", ""] {
+        let before = agent.status().datapath.generation;
+        agent.kill();
+        for (path, _) in pins(&flow).iter().filter(|(path, _)| path.contains(&format!("flow/{unpinned}"))) {
+            fs::remove_file(path).expect("root may remove pins");
+        }
+        agent = Agent::spawn(rig.sandbox(), &settings);
+        let ready = agent.wait_ready().unwrap_or_else(|ended| panic!("no restart: {ended:?}"));
+        assert_ne!(ready.datapath.generation, before, "without {unpinned}*");
+        Rig::check_rebuilt(&ready);
+        assert_eq!(names(), all);
+        rig.check_recovered(&agent, &ready);
+    }
+    agent.kill();
+    rig.check_pinned();
+    rig.finish();
+}
+
 #[test]
 fn pins_of_another_journal_are_replaced() {
     let settings = Settings::default();

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Map, MapData, MapError, SkStorage};
+use aya::maps::{Map, MapData, MapError, MapInfo, SkStorage};
 use aya::programs::ProgramInfo;
 use storage_schema::map::{self, Affinity, Capacities, Enrolment, FLOW_FINGERPRINT, Peers, Stamp};
 
@@ -130,14 +130,11 @@ impl Datapath {
         Ok(())
     }
 
-    /// Complete generations, newest first. None whose programs put sockets where they can no longer be found: what is gone from
-    /// `flow/` comes back with a new generation.
+    /// Complete generations, newest first, whose programs use what is pinned in `flow/`: what was removed there comes back with a
+    /// new generation.
     pub fn complete_generations(&self) -> Result<Vec<Generation>, LoadError> {
-        if !flow_path(&self.pin_root, map::name::WAYPOINT_SOCKETS, FLOW_FINGERPRINT).exists() {
-            return Ok(Vec::new());
-        }
         let mut generations = Generation::list(&self.pin_root)?;
-        generations.retain(Generation::is_complete);
+        generations.retain(|generation| generation.is_complete() && uses_flow(generation, &self.pin_root));
         generations.reverse();
         Ok(generations)
     }
@@ -272,6 +269,13 @@ impl Datapath {
 /// Where the sockets' stamps are pinned.
 pub(crate) fn stamps_path(pin_root: &Path) -> PathBuf {
     flow_path(pin_root, map::name::STAMPS, FLOW_FINGERPRINT)
+}
+
+/// Whether a generation's programs use the very maps that are pinned in `flow/`.
+pub fn uses_flow(generation: &Generation, pin_root: &Path) -> bool {
+    let used = generation.used_maps();
+    let pinned = |(_, pin): (&str, PathBuf)| MapInfo::from_pin(pin).ok().map(|info| info.id());
+    flow_pins(pin_root).into_iter().map(pinned).all(|id| id.is_some_and(|id| used.contains(&id)))
 }
 
 /// The maps that outlive generations, and where they are pinned.

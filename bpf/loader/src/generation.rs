@@ -1,6 +1,6 @@
 //! One complete set of pinned maps and programs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -154,6 +154,12 @@ impl Generation {
     pub fn is_complete(&self) -> bool {
         // Whatever cannot be read was not finished, or was made by another ABI: either way it is not ours to go on with.
         matches!(self.control(), Ok(Some(control)) if control.magic == Control::MAGIC)
+    }
+
+    /// The kernel's numbers of the maps that its programs use.
+    pub(crate) fn used_maps(&self) -> HashSet<u32> {
+        let maps_of = |name| ProgramInfo::from_pin(self.program(name)).ok()?.map_ids().ok()?;
+        hook::programs().filter_map(maps_of).flatten().collect()
     }
 
     pub(crate) fn program(&self, name: &str) -> PathBuf {

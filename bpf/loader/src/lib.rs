@@ -39,7 +39,7 @@ mod namespace;
 mod sockets;
 mod sys;
 
-pub use datapath::{Change, Datapath, Options, generations, uninstall};
+pub use datapath::{Change, Datapath, Options, generations, uninstall, uses_flow};
 pub use enrolment::{Enrolled, Enrolment, EnrolmentError, Rules};
 pub use error::LoadError;
 pub use figures::{ProgramFigures, count_run_time};
