@@ -4,6 +4,8 @@
 //! table changes are queued under that LSN. One thread follows the journal's durable head and applies what is queued up
 //! to it. Grace periods run on a thread of their own; while one must be waited for, further records join the batch.
 
+mod admission;
+mod draining;
 mod thread;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -11,20 +13,20 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use journal::{Ack, AppendError, Journal, OriginError, OriginState, Permit, Receipt, ResumeError, Watermarks};
+use journal::{Ack, AppendError, Journal, OriginError, OriginState, Receipt, ResumeError, Watermarks};
 use storage_schema::codec::encode_record;
-use storage_schema::id::{BootId, Epoch, Lsn, RecordHash};
+use storage_schema::id::{BootId, Lsn, RecordHash};
 use storage_schema::map::Capacities;
 use storage_schema::precondition::Precondition;
 use storage_schema::record::{Cause, Origin, Record, Transaction};
 use storage_schema::resource::Kind;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use self::admission::Admission;
 use self::thread::{ApplierThread, Beginning};
 use crate::apply::Pressure;
 use crate::cancel::Cancel;
 use crate::compare::Comparison;
-use crate::drain::{Lead, Now};
 use crate::entry::Changes;
 use crate::follower::{Follower, Request};
 use crate::home::{Home, KernelHome};
@@ -218,25 +220,6 @@ pub(crate) struct Shared {
     progress: Mutex<Progress>,
 }
 
-/// What the lock that orders pushes protects.
-#[derive(Debug)]
-struct Admission {
-    /// `None` while it is being loaded.
-    model: Option<Model>,
-    /// Changes of submitted transactions that are not applied, in the order of their LSNs.
-    queue: VecDeque<Queued>,
-    applied: watch::Receiver<Lsn>,
-}
-
-/// What a submitted transaction is to do.
-#[derive(Debug)]
-struct Queued {
-    lsn: Lsn,
-    changes: Changes,
-    /// As [`Admitted::departs`](crate::model::Admitted::departs).
-    departs: bool,
-}
-
 /// What the applier thread reports.
 #[derive(Clone, Debug)]
 pub(crate) struct Progress {
@@ -396,40 +379,6 @@ impl Pipeline {
     /// The record whose state is visible: the active epoch.
     pub fn applied_lsn(&self) -> Lsn {
         *self.shared.admission().applied.borrow()
-    }
-
-    /// The last record that became visible, by itself or with others, and may have taken a backend from a service that has its
-    /// connections drained.
-    pub fn departures(&self) -> watch::Receiver<Lsn> {
-        self.departures.clone()
-    }
-
-    /// Whether a socket is worth asking [`Departed`](crate::Departed) about: it leads to no backend, as of the last submitted
-    /// record, and its service has such connections drained or is not there to say. The state must be loaded.
-    pub fn may_drain(&self, lead: &Lead) -> bool {
-        self.shared.admission().loaded().may_drain(lead)
-    }
-
-    /// Whether any service has connections to removed backends drained. It looks at each, and no push is admitted meanwhile.
-    pub fn drains_any(&self) -> bool {
-        self.shared.admission().model.as_ref().is_some_and(Model::drains_any)
-    }
-
-    /// What the model has of these.
-    pub(crate) fn known(&self, leads: &[(Lead, Epoch)]) -> Now {
-        let mut admission = self.shared.admission();
-        let model = admission.loaded();
-        let mut now = Now::default();
-        for (lead, _) in leads {
-            now.services.extend(model.services.get(&lead.service).map(|service| (lead.service, service.clone())));
-            now.workloads.extend(model.workloads.get(&lead.backend).map(|found| (lead.backend, (**found).clone())));
-        }
-        now.appended_lsn = self.shared.journal.watermarks().appended_lsn;
-        now
-    }
-
-    pub(crate) fn journal(&self) -> &Journal {
-        &self.shared.journal
     }
 
     /// Waits until the journal's state is loaded.
@@ -595,30 +544,6 @@ impl Drop for Pipeline {
             // A panic there has been reported by its own message.
             drop(thread.join());
         }
-    }
-}
-
-impl Admission {
-    /// Checks a transaction, gives it its number and queues its changes. Nothing has changed if that fails.
-    fn submit(&mut self, permit: Permit, transaction: Transaction, limits: &Capacities) -> Result<Ack, PushError> {
-        let admitted = self.loaded().admit(&transaction, limits)?;
-        match permit.submit(transaction) {
-            Ok(submitted) => {
-                self.loaded().journaled(&admitted, submitted.lsn);
-                let (changes, departs) = (admitted.changes, admitted.departs);
-                self.queue.push_back(Queued { lsn: submitted.lsn, changes, departs });
-                Ok(submitted.ack)
-            }
-            Err(error) => {
-                self.loaded().revert(admitted);
-                Err(error.into())
-            }
-        }
-    }
-
-    /// The model, for those who have waited for it.
-    fn loaded(&mut self) -> &mut Model {
-        self.model.as_mut().expect("nothing is admitted or applied before the state is loaded")
     }
 }
 
