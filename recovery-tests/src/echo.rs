@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
+use crate::sandbox::Sandbox;
+
 /// A server that is reached at every local address: each connection is told the address that it has come to, as one
 /// byte of length and the address in text. So one server plays any number of backends.
 #[derive(Debug)]
@@ -55,9 +57,12 @@ pub struct DatagramServers {
 }
 
 impl DatagramServers {
-    /// Answers at a port of the first so many backends, in the calling thread's network namespace, which must have their
-    /// addresses.
-    pub fn start(backends: u16, port: u16) -> io::Result<Self> {
+    /// Answers at a port of the first so many backends, in the sandbox, which is given their addresses: a datagram's answer must
+    /// come from one.
+    pub fn start(sandbox: &Sandbox, backends: u16, port: u16) -> io::Result<Self> {
+        let addresses: Vec<String> =
+            (0..backends).map(|number| format!("{}/128 nodad", backend_addresses(number)[1])).collect();
+        sandbox.add_addresses(addresses.iter().map(String::as_str))?;
         let mut servers = Self { sockets: Vec::new(), threads: Vec::new() };
         for address in (0..backends).flat_map(backend_addresses) {
             let socket = UdpSocket::bind((address, port))?;

@@ -111,10 +111,7 @@ fn started(services: u16, policy: Policy) -> Option<(Bare, DatagramServers)> {
         return None;
     }
     let bare = Bare::start();
-    let addresses: Vec<String> =
-        (0..BACKENDS).map(|number| format!("{}/128 nodad", backend_addresses(number)[1])).collect();
-    bare.sandbox().add_addresses(addresses.iter().map(String::as_str)).expect("root may add addresses");
-    let servers = DatagramServers::start(BACKENDS, PORT).expect("free ports in a new namespace");
+    let servers = DatagramServers::start(bare.sandbox(), BACKENDS, PORT).expect("free ports in a new namespace");
     bare.push(mesh(services, policy, |number| number < 3));
     Some((bare, servers))
 }

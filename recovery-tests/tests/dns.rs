@@ -62,10 +62,7 @@ impl Rig {
             return None;
         }
         let bare = Bare::start();
-        let addresses: Vec<String> =
-            (0..BACKENDS).map(|number| format!("{}/128 nodad", backend_addresses(number)[1])).collect();
-        bare.sandbox().add_addresses(addresses.iter().map(String::as_str)).expect("root may add addresses");
-        let datagrams = DatagramServers::start(BACKENDS, PORT).expect("free ports in a new namespace");
+        let datagrams = DatagramServers::start(bare.sandbox(), BACKENDS, PORT).expect("free ports in a new namespace");
         let streams = EchoServer::start(&[PORT]).expect("a free port in a new namespace");
         bare.push(mesh());
         Some(Self { bare, _datagrams: datagrams, _streams: streams })

@@ -430,10 +430,7 @@ fn what_went_while_the_agent_was_dead_is_found_when_it_begins() {
 fn reselect_moves_connected_datagram_sockets_and_closes_the_others() {
     let Some(mut rig) = Rig::start() else { return };
     rig.servers = serve_streams_only(rig.servers);
-    let addresses: Vec<String> =
-        (0..BACKENDS).map(|number| format!("{}/128 nodad", backend_addresses(number)[1])).collect();
-    rig.sandbox.add_addresses(addresses.iter().map(String::as_str)).expect("root may add addresses");
-    let _answering = DatagramServers::start(BACKENDS, PORT).expect("free ports in a new namespace");
+    let _answering = DatagramServers::start(&rig.sandbox, BACKENDS, PORT).expect("free ports in a new namespace");
     rig.push_all(mesh(vec![service(0, DrainMode::Reselect, 0)]));
     let datagrams = rig.connect(0, SocketType::DGRAM, 30);
     let streams = rig.connect(0, SocketType::STREAM, 30);
